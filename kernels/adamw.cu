@@ -30,8 +30,7 @@ KERNEL(adamw_norm_partial, (256), (Out<f32> partial, In<f32> gradients, u64 n, u
         u32 left = (u32)(end - i);
         f32 g[4];
         load_wide(gradients + i, left, aligned && left >= 4, g);
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) sum = fma_f32(g[k], g[k], sum);
+        UNROLL for (u32 k = 0; k < 4; k++) sum = fma_f32(g[k], g[k], sum);
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
@@ -65,8 +64,7 @@ DEV void store_copy(f32* to, const f32 (&p)[2][4]) {
 DEV void store_copy(bf16* to, const f32 (&p)[2][4]) {
     u32 lane = threadIdx.x % WARP, half = lane % 2;
     Vec16<u32> words;
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) {
+    UNROLL for (u32 i = 0; i < 2; i++) {
         u32 first = bf16_pair(p[0][2 * i], p[0][2 * i + 1]), second = bf16_pair(p[1][2 * i], p[1][2 * i + 1]);
         u32 got = __shfl_xor_sync(FULL_MASK, half == 0 ? second : first, 1);
         words.v[i] = half == 0 ? first : got;
@@ -93,16 +91,14 @@ KERNELS(adamw_update, (256), (Out<f32> parameters, Out<T> compute, Out<f32> firs
     f32 p[2][4], m[2][4], v[2][4], g[2][4];
     u64 at[2];
     u32 left[2];
-#pragma unroll
-    for (u32 h = 0; h < 2; h++) {
+    UNROLL for (u32 h = 0; h < 2; h++) {
         at[h] = base + 4 * (h * WARP + lane);
         left[h] = at[h] < n ? (u32)min_of(n - at[h], (u64)4) : 0;
         load_wide(parameters + at[h], left[h], wide, p[h]);
         load_wide(first + at[h], left[h], wide, m[h]);
         load_wide(second + at[h], left[h], wide, v[h]);
         load_wide(gradients + at[h], left[h], wide, g[h]);
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) {
+        UNROLL for (u32 k = 0; k < 4; k++) {
             f32 gradient = fma_f32(penalty, p[h][k], g[h][k] * clip);
             m[h][k] = fma_f32(rest1, gradient - m[h][k], m[h][k]);
             v[h][k] = fma_f32(rest2 * gradient, gradient, beta2 * v[h][k]);
@@ -117,20 +113,17 @@ KERNELS(adamw_update, (256), (Out<f32> parameters, Out<T> compute, Out<f32> firs
         if (whole && aligned16(compute)) {
             store_copy(compute + base, p);
         } else {
-#pragma unroll
-            for (u32 i = 0; i < 8; i++)
+            UNROLL for (u32 i = 0; i < 8; i++)
                 if (i % 4 < left[i / 4]) store_f32(compute + at[i / 4] + i % 4, p[i / 4][i % 4]);
         }
     }
     if (ema == nullptr) return;
     f32 d = control_f32(control, CONTROL_EMA_DECAY);
     bool even = whole && aligned16(ema);
-#pragma unroll
-    for (u32 h = 0; h < 2; h++) {
+    UNROLL for (u32 h = 0; h < 2; h++) {
         f32 average[4];
         load_wide(ema + at[h], left[h], even, average);
-#pragma unroll
-        for (u32 k = 0; k < 4; k++) average[k] = fma_f32(d, average[k] - p[h][k], p[h][k]);
+        UNROLL for (u32 k = 0; k < 4; k++) average[k] = fma_f32(d, average[k] - p[h][k], p[h][k]);
         store_wide(ema + at[h], left[h], even, average);
     }
 }

@@ -41,8 +41,7 @@ KERNEL(assemble_batch, (256), (Out<f32> x0, Out<i32> batch_labels, In<u8> images
     bool mirrored = source[1] != 0;
     u32 dy = source[2], dx = source[3], left = elements - e, row = width * channels, height = elements / row;
     f32 values[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
         if (i >= left) break;
         u32 from = e + i;
         bool inside = true;

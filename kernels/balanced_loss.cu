@@ -97,14 +97,11 @@ KERNEL(balanced_loss_fwd_mean, (256), (Out<f32> loss, Out<f32> items, Out<f32> t
        (loss, items, terms, factors, statistics, weight, state, batch, scale, mse, l1, cosine, high_frequency, edge)) {
     f32 lambda[TERMS] = {mse, l1, cosine, high_frequency, edge};
     f32 factor_of[TERMS], sums[TERMS + 1];
-#pragma unroll
-    for (u32 i = 0; i < TERMS; i++) factor_of[i] = factor(lambda[i], state, i);
-#pragma unroll
-    for (u32 i = 0; i <= TERMS; i++) sums[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < TERMS; i++) factor_of[i] = factor(lambda[i], state, i);
+    UNROLL for (u32 i = 0; i <= TERMS; i++) sums[i] = 0.0f;
     for (u32 b = threadIdx.x; b < batch; b += blockDim.x) {
         f32 item = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < TERMS; i++) {
+        UNROLL for (u32 i = 0; i < TERMS; i++) {
             f32 term = statistics[(u64)b * STATISTICS + i];
             sums[i] += term;
             item = fma_f32(factor_of[i], term, item);
@@ -115,8 +112,7 @@ KERNEL(balanced_loss_fwd_mean, (256), (Out<f32> loss, Out<f32> items, Out<f32> t
     }
     block_sum(sums);
     if (threadIdx.x != 0) return;
-#pragma unroll
-    for (u32 i = 0; i < TERMS; i++) {
+    UNROLL for (u32 i = 0; i < TERMS; i++) {
         terms[i] = sums[i] / (f32)batch;
         factors[i] = factor_of[i];
     }

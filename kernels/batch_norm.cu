@@ -64,16 +64,14 @@ KERNELS(batch_norm_fwd_partial, (256), (Out<f32> partial, In<T> x, u32 rows, u32
     Share s = share_of<N>(rows, channels, chunk_rows, columns);
     bool wide = channels % N == 0 && aligned16(x);
     f32 shift[N], sum[N], square[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = square[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = square[i] = 0.0f;
     if (s.active) {
         load_wide(x + (u64)s.first * channels + s.c, s.left, wide, shift);
 #pragma unroll 4
         for (u32 row = s.first + s.lane; row < s.last; row += s.lanes) {
             f32 v[N];
             load_wide(x + (u64)row * channels + s.c, s.left, wide, v);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) {
+            UNROLL for (u32 i = 0; i < N; i++) {
                 f32 d = v[i] - shift[i];
                 sum[i] += d;
                 square[i] = fma_f32(d, d, square[i]);
@@ -160,8 +158,7 @@ DEV Affine<N> affine_of(const Share& s, u32 channels, const f32* mean, const f32
     load_wide(rstd + s.c, s.left, wide, r);
     load_wide(weight + s.c, s.left, wide, a.gain);
     load_wide(bias + s.c, s.left, wide, a.bias);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) a.gain[i] *= r[i];
+    UNROLL for (u32 i = 0; i < N; i++) a.gain[i] *= r[i];
     return a;
 }
 
@@ -178,8 +175,7 @@ KERNELS(batch_norm_fwd_apply, (256), (Out<T> y, In<T> x, In<T> residual, In<f32>
         f32 v[N], r[N];
         load_wide(x + at, s.left, wide, v);
         if (residual != nullptr) load_wide(residual + at, s.left, wide, r);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) {
+        UNROLL for (u32 i = 0; i < N; i++) {
             v[i] = fma_f32(a.gain[i], v[i] - a.mean[i], a.bias[i]);
             if (residual != nullptr) v[i] += r[i];
             if (relu != 0 && v[i] <= 0.0f) v[i] = 0.0f;
@@ -194,13 +190,11 @@ DEV void row_gradient(const T* dy, const T* x, const T* y, const Affine<N>& a, u
                       f32 (&d)[N], f32 (&dz)[N]) {
     load_wide(x + at, left, wide, d);
     load_wide(dy + at, left, wide, dz);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) d[i] -= a.mean[i];
+    UNROLL for (u32 i = 0; i < N; i++) d[i] -= a.mean[i];
     if (relu == 0) return;
     f32 v[N];
     if (y != nullptr) load_wide(y + at, left, wide, v);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) {
+    UNROLL for (u32 i = 0; i < N; i++) {
         if (y == nullptr) v[i] = fma_f32(a.gain[i], d[i], a.bias[i]);
         if (v[i] <= 0.0f) dz[i] = 0.0f;
     }
@@ -214,16 +208,14 @@ KERNELS(batch_norm_bwd_partial, (256), (Out<f32> partial, In<T> dy, In<T> x, In<
     Share s = share_of<N>(rows, channels, chunk_rows, columns);
     bool wide = channels % N == 0 && aligned16(x) && aligned16(dy) && aligned16(y);
     f32 plain[N], with_n[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) plain[i] = with_n[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) plain[i] = with_n[i] = 0.0f;
     if (s.active) {
         Affine<N> a = affine_of<N>(s, channels, mean, rstd, weight, bias);
 #pragma unroll 2
         for (u32 row = s.first + s.lane; row < s.last; row += s.lanes) {
             f32 d[N], dz[N];
             row_gradient(dy, x, y, a, (u64)row * channels + s.c, s.left, wide, relu, d, dz);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) {
+            UNROLL for (u32 i = 0; i < N; i++) {
                 plain[i] += dz[i];
                 with_n[i] = fma_f32(dz[i], d[i], with_n[i]);
             }
@@ -274,8 +266,7 @@ KERNELS(batch_norm_bwd_input, (256), (Out<T> dx, Out<T> dresidual, In<T> dy, In<
     Gradient<T, N> to_residual = Gradient<T, N>::make(dresidual, channels, accumulate_residual);
     // dx = gain * (dz - plain - (x - mean) * slope)
     f32 plain[N], slope[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) {
+    UNROLL for (u32 i = 0; i < N; i++) {
         bool take = sums != nullptr && i < s.left;
         plain[i] = take ? sums[s.c + i] / (f32)rows : 0.0f;
         slope[i] = take ? sums[channels + s.c + i] / (f32)rows * rstd[s.c + i] : 0.0f;
@@ -283,8 +274,7 @@ KERNELS(batch_norm_bwd_input, (256), (Out<T> dx, Out<T> dresidual, In<T> dy, In<
     for (u32 row = s.first + s.lane; row < s.last; row += s.lanes) {
         f32 d[N], dz[N];
         row_gradient(dy, x, y, a, (u64)row * channels + s.c, s.left, wide, relu, d, dz);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) d[i] = a.gain[i] * (fma_f32(-d[i], slope[i], dz[i]) - plain[i]);
+        UNROLL for (u32 i = 0; i < N; i++) d[i] = a.gain[i] * (fma_f32(-d[i], slope[i], dz[i]) - plain[i]);
         if (dx != nullptr) finish(to_x, row, s.c, d);
         if (dresidual != nullptr) finish(to_residual, row, s.c, dz);
     }

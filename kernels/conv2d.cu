@@ -63,8 +63,7 @@ DEV void columns_of(const Added<T>& to, u32 col, bool wide, typename Added<T>::C
     if (to.bias != nullptr) {
         load_wide(to.bias + col, to.cols - col, wide, columns.bias);
     } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) columns.bias[i] = 0.0f;
+        UNROLL for (u32 i = 0; i < 4; i++) columns.bias[i] = 0.0f;
     }
 }
 template <typename T>
@@ -73,17 +72,14 @@ DEV void finish(const Added<T>& to, const typename Added<T>::Columns& columns, u
     u64 at = (u64)row * to.cols + col;
     u32 left = to.cols - col;
     f32 other[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) v[i] += columns.bias[i];
+    UNROLL for (u32 i = 0; i < N; i++) v[i] += columns.bias[i];
     if (to.channel_add != nullptr) {
         load_wide(to.channel_add + (u64)(row / to.image) * to.cols + col, left, wide, other);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += other[i];
+        UNROLL for (u32 i = 0; i < N; i++) v[i] += other[i];
     }
     if (to.residual != nullptr) {
         load_wide(to.residual + at, left, wide, other);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += other[i];
+        UNROLL for (u32 i = 0; i < N; i++) v[i] += other[i];
     }
     store_wide(to.y + at, left, wide, v);
 }

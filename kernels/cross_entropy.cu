@@ -35,8 +35,7 @@ KERNEL(cross_entropy_fwd_items, (128), (Out<f32> items, Out<f32> statistics, Out
     }
     exponentials = warp_sum(exponentials);
     plain = warp_sum(plain);
-#pragma unroll
-    for (u32 distance = WARP / 2; distance > 0; distance /= 2)
+    UNROLL for (u32 distance = WARP / 2; distance > 0; distance /= 2)
         first = min_of(first, (u32)__shfl_xor_sync(FULL_MASK, first, distance));
     if (lane > 0) return;
     i32 label = labels[b];

@@ -27,8 +27,7 @@ KERNELS(depthwise_conv2d_fwd, (128), (Out<T> y, In<T> x, In<f32> w, In<f32> bias
     u32 image = pixel / (rows * cols), row = pixel / cols % rows, col = pixel % cols;
     bool whole = channels % N == 0, wide = whole && aligned16(x), wide_w = whole && aligned16(w);
     f32 sum[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     if (bias != nullptr) load_wide(bias + c, left, whole && aligned16(bias), sum);
     for (u32 ky = 0; ky < kernel; ky++) {
         u32 iy = row * stride + ky - padding;
@@ -39,8 +38,7 @@ KERNELS(depthwise_conv2d_fwd, (128), (Out<T> y, In<T> x, In<f32> w, In<f32> bias
             f32 v[N], tap[N];
             load_wide(x + ((u64)(image * height + iy) * width + ix) * channels + c, left, wide, v);
             load_wide(w + (ky * kernel + kx) * channels + c, left, wide_w, tap);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sum[i] = fma_f32(v[i], tap[i], sum[i]);
+            UNROLL for (u32 i = 0; i < N; i++) sum[i] = fma_f32(v[i], tap[i], sum[i]);
         }
     }
     store_wide(y + (u64)pixel * channels + c, left, whole && aligned16(y), sum);
@@ -57,8 +55,7 @@ KERNELS(depthwise_conv2d_bwd_input, (128), (Out<T> dx, In<T> dy, In<f32> w, u32 
     u32 image = pixel / (height * width), row = pixel / width % height, col = pixel % width;
     bool whole = channels % N == 0, wide = whole && aligned16(dy), wide_w = whole && aligned16(w);
     f32 sum[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     for (u32 ky = 0; ky < kernel; ky++) {
         // Before the first row these wrap around, and are too large as well.
         u32 oy = row + padding - ky;
@@ -69,8 +66,7 @@ KERNELS(depthwise_conv2d_bwd_input, (128), (Out<T> dx, In<T> dy, In<f32> w, u32 
             f32 d[N], tap[N];
             load_wide(dy + ((u64)(image * rows + oy / stride) * cols + ox / stride) * channels + c, left, wide, d);
             load_wide(w + (ky * kernel + kx) * channels + c, left, wide_w, tap);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sum[i] = fma_f32(d[i], tap[i], sum[i]);
+            UNROLL for (u32 i = 0; i < N; i++) sum[i] = fma_f32(d[i], tap[i], sum[i]);
         }
     }
     Gradient<T, N> gradient = Gradient<T, N>::make(dx, channels, accumulate);

@@ -25,13 +25,11 @@ KERNELS(dropout, (256), (Out<T> to, In<T> from, In<u32> control, u32 elements, f
     F32x4 drawn = philox_uniform4(seed, e / 4, item, step, purpose);
     f32 u[4] = {drawn.x, drawn.y, drawn.z, drawn.w}, v[4];
     load4(from + at, left, wide, v);
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) v[i] = u[i] >= probability ? v[i] * scale : 0.0f;
+    UNROLL for (u32 i = 0; i < 4; i++) v[i] = u[i] >= probability ? v[i] * scale : 0.0f;
     if (accumulate != 0) {
         f32 old[4];
         load4(to + at, left, wide, old);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] += old[i];
+        UNROLL for (u32 i = 0; i < 4; i++) v[i] += old[i];
     }
     store4(to + at, left, wide, v);
 }

@@ -65,8 +65,7 @@ DEV void put(T* to, u32 left, bool wide, f32 (&v)[N], u32 accumulate) {
     if (accumulate != 0) {
         f32 old[N];
         load_wide(to, left, wide, old);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += old[i];
+        UNROLL for (u32 i = 0; i < N; i++) v[i] += old[i];
     }
     store_wide(to, left, wide, v);
 }
@@ -80,8 +79,7 @@ DEV void unary(To* __restrict__ y, const From* __restrict__ x, u64 len, u32 accu
     bool wide = left == N && aligned16(y) && aligned16(x);
     f32 v[N];
     load_wide(x + at, left, wide, v);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) v[i] = F::of(v[i]);
+    UNROLL for (u32 i = 0; i < N; i++) v[i] = F::of(v[i]);
     put(y + at, left, wide, v, accumulate);
 }
 
@@ -101,8 +99,7 @@ DEV void binary(T* __restrict__ y, const T* __restrict__ a, const T* __restrict_
     f32 v[N], w[N];
     load_wide(a + at, left, wide, v);
     load_wide(b + at, left, wide, w);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) v[i] = F::of(v[i], w[i]);
+    UNROLL for (u32 i = 0; i < N; i++) v[i] = F::of(v[i], w[i]);
     put(y + at, left, wide, v, accumulate);
 }
 
@@ -129,8 +126,7 @@ KERNELS(elementwise_scale, (256), (Out<T> y, In<T> x, f32 factor, u64 len, u32 a
     bool wide = left == N && aligned16(y) && aligned16(x);
     f32 v[N];
     load_wide(x + at, left, wide, v);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) v[i] *= factor;
+    UNROLL for (u32 i = 0; i < N; i++) v[i] *= factor;
     put(y + at, left, wide, v, accumulate);
 }
 
@@ -149,8 +145,7 @@ KERNELS(elementwise_gate_fwd, (256), (Out<T> out, In<T> x, In<T> y, In<T> modula
     load_wide(x + at, left, wide, v);
     load_wide(y + at, left, wide, w);
     load_wide(g_at, left, left >= N && aligned16(g_at), g);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) v[i] = fma_f32(g[i], w[i], v[i]);
+    UNROLL for (u32 i = 0; i < N; i++) v[i] = fma_f32(g[i], w[i], v[i]);
     store_wide(out + at, left, wide, v);
 }
 
@@ -168,20 +163,17 @@ KERNELS(elementwise_gate_bwd, (256), (Out<T> dy, Out<T> dmodulation, In<T> dout,
     if (dmodulation != nullptr) wide_columns = wide_columns && aligned16(dmodulation + columns);
     f32 g[N], sums[N];
     load_wide(modulation + columns, left, wide_columns, g);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
     for (u32 row = blockIdx.x * rows_per_sample, last = row + rows_per_sample; row < last; row++) {
         u64 at = (u64)row * cols + col;
         f32 d[N], v[N];
         load_wide(dout + at, left, wide, d);
         if (dmodulation != nullptr) {
             load_wide(y + at, left, wide, v);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sums[i] = fma_f32(d[i], v[i], sums[i]);
+            UNROLL for (u32 i = 0; i < N; i++) sums[i] = fma_f32(d[i], v[i], sums[i]);
         }
         if (dy != nullptr) {
-#pragma unroll
-            for (u32 i = 0; i < N; i++) d[i] *= g[i];
+            UNROLL for (u32 i = 0; i < N; i++) d[i] *= g[i];
             put(dy + at, left, wide, d, accumulate);
         }
     }

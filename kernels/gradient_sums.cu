@@ -34,13 +34,11 @@ DEV void sum_in_order(const Sum& sum, u32 piece) {
 #pragma unroll 4
     for (u32 part = 1; part < sum.parts; part++) {
         load_wide(sum.partial + (u64)part * sum.stride + at, left, wide, v);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) total[i] += v[i];
+        UNROLL for (u32 i = 0; i < 4; i++) total[i] += v[i];
     }
     if ((sum.mode & ADDED) != 0) {
         load_wide(sum.to + at, left, wide, v);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) total[i] += v[i];
+        UNROLL for (u32 i = 0; i < 4; i++) total[i] += v[i];
     }
     store_wide(sum.to + at, left, wide, total);
 }
@@ -58,8 +56,7 @@ DEV void sum_across(const Sum& sum, u32 block) {
     __syncthreads();
     if (warp > 0 || at >= sum.len) return;
     f32 total = 0.0f;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) total += of_warps[w][lane];
+    UNROLL for (u32 w = 0; w < WARPS; w++) total += of_warps[w][lane];
     sum.to[at] = (sum.mode & ADDED) != 0 ? sum.to[at] + total : total;
 }
 
@@ -73,8 +70,7 @@ KERNEL(gradient_sums, (256), (SUM(0), SUM(1), SUM(2), SUM(3), SUM(4), SUM(5), SU
     // This block's sum is the last one that begins at it or before; `first` is that sum's first block.
     Sum mine = sums[0];
     u32 first = 0, begin = 0;
-#pragma unroll
-    for (u32 s = 0; s < SUMS; s++) {
+    UNROLL for (u32 s = 0; s < SUMS; s++) {
         u32 blocks = Sum::blocks(sums[s]);
         if (blockIdx.x >= begin && blocks > 0) {
             mine = sums[s];

@@ -61,23 +61,20 @@ struct Dropped {
 template <u32 V>
 DEV void draw(const Dropped& dropped, u32 sample, u32 element, u32 (&bits)[V]) {
     u32 item = dropped.control[CONTROL_FIRST_ITEM] + sample, step = dropped.control[CONTROL_STEP];
-#pragma unroll
-    for (u32 j = 0; j < V; j += 4) {
+    UNROLL for (u32 j = 0; j < V; j += 4) {
         U32x4 drawn = philox_bits4(dropped.seed, element / 4 + j / 4, item, step, dropped.purpose);
         u32 of[4] = {drawn.x, drawn.y, drawn.z, drawn.w};
         if constexpr (V == 1) {
             u32 place = element % 4;
             bits[0] = place < 2 ? (place == 0 ? of[0] : of[1]) : (place == 2 ? of[2] : of[3]);
         } else {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) bits[j + i] = of[i];
+            UNROLL for (u32 i = 0; i < 4; i++) bits[j + i] = of[i];
         }
     }
 }
 template <u32 V>
 DEV void drop(u32 (&words)[WORDS<V>], const u32 (&bits)[V], u32 least) {
-#pragma unroll
-    for (u32 i = 0; i < WORDS<V>; i++) {
+    UNROLL for (u32 i = 0; i < WORDS<V>; i++) {
         if constexpr (V == 8) words[i] &= (bits[2 * i] >= least ? 0xffffu : 0u) | (bits[2 * i + 1] >= least ? 0xffff0000u : 0u);
         else words[i] = bits[i] >= least ? words[i] : 0;
     }
@@ -87,15 +84,11 @@ DEV void drop(u32 (&words)[WORDS<V>], const u32 (&bits)[V], u32 least) {
 template <u32 V>
 DEV f32 statistics(const u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s) {
     f32 v[PIECE<V>], mean[PIECE<V>], sums[PIECE<V>], total[1];
-#pragma unroll
-    for (u32 piece = 0; piece < PIECES<V>; piece++) {
-#pragma unroll
-        for (u32 j = 0; j < PIECE<V>; j++) sums[j] = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++) {
+    UNROLL for (u32 piece = 0; piece < PIECES<V>; piece++) {
+        UNROLL for (u32 j = 0; j < PIECE<V>; j++) sums[j] = 0.0f;
+        UNROLL for (u32 i = 0; i < HELD; i++) {
             values_of<V>(held[i], piece, v);
-#pragma unroll
-            for (u32 j = 0; j < PIECE<V>; j++) sums[j] += v[j];
+            UNROLL for (u32 j = 0; j < PIECE<V>; j++) sums[j] += v[j];
         }
         put_sums<V>(m, 0, piece, sums);
     }
@@ -105,17 +98,13 @@ DEV f32 statistics(const u32 (&held)[HELD][WORDS<V>], const Memory& m, const Siz
     if (threadIdx.x < s.channels)
         m.channel[MEAN][threadIdx.x] = sum_group(m.channel[FIRST_SUM] + group_first(sizes), s.width) / s.count;
     __syncthreads();
-#pragma unroll
-    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+    UNROLL for (u32 piece = 0; piece < PIECES<V>; piece++) {
         channels_of<V>(m.channel[MEAN], s, piece, mean);
-#pragma unroll
-        for (u32 j = 0; j < PIECE<V>; j++) sums[j] = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++) {
+        UNROLL for (u32 j = 0; j < PIECE<V>; j++) sums[j] = 0.0f;
+        UNROLL for (u32 i = 0; i < HELD; i++) {
             if (s.pixel + i * s.rows >= s.end) break;
             values_of<V>(held[i], piece, v);
-#pragma unroll
-            for (u32 j = 0; j < PIECE<V>; j++) {
+            UNROLL for (u32 j = 0; j < PIECE<V>; j++) {
                 f32 d = v[j] - mean[j];
                 sums[j] = fma_f32(d, d, sums[j]);
             }
@@ -131,19 +120,16 @@ template <typename T, u32 V>
 DEV void apply(T* y, u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s, const Dropped& dropped,
                u32 silu_follows) {
     bool drops = dropped.control != nullptr;
-#pragma unroll
-    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+    UNROLL for (u32 piece = 0; piece < PIECES<V>; piece++) {
         f32 mean[PIECE<V>], factor[PIECE<V>], offset[PIECE<V>];
         channels_of<V>(m.channel[MEAN], s, piece, mean);
         channels_of<V>(m.channel[FACTOR], s, piece, factor);
         channels_of<V>(m.channel[OFFSET], s, piece, offset);
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++) {
+        UNROLL for (u32 i = 0; i < HELD; i++) {
             if (s.pixel + i * s.rows >= s.end) break;
             f32 v[PIECE<V>];
             values_of<V>(held[i], piece, v);
-#pragma unroll
-            for (u32 j = 0; j < PIECE<V>; j++) {
+            UNROLL for (u32 j = 0; j < PIECE<V>; j++) {
                 v[j] = fma_f32(v[j] - mean[j], factor[j], offset[j]);
                 if (silu_follows != 0) v[j] = silu<T>(v[j]);
                 if (drops) v[j] *= dropped.scale;
@@ -152,8 +138,7 @@ DEV void apply(T* y, u32 (&held)[HELD][WORDS<V>], const Memory& m, const Sizes& 
         }
     }
     Source<T> to = source_of(y, sizes, s);
-#pragma unroll
-    for (u32 i = 0; i < HELD; i++) {
+    UNROLL for (u32 i = 0; i < HELD; i++) {
         u32 pixel = s.pixel + i * s.rows;
         if (pixel >= s.end) break;
         if (drops) {
@@ -265,8 +250,7 @@ DEV void hold_gradient(const Saved<T>& saved, const Memory& m, const Sizes& size
         m.channel[OFFSET][t] = l;
     }
     if (dropped.control != nullptr) {
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++) {
+        UNROLL for (u32 i = 0; i < HELD; i++) {
             u32 pixel = s.pixel + i * s.rows, bits[V];
             if (pixel >= s.end) break;
             draw(dropped, s.sample, pixel * channels + s.first + s.within, bits);
@@ -294,8 +278,7 @@ DEV void gradient_of(const u32 (&x)[WORDS<V>], const u32 (&dy)[WORDS<V>], u32 pi
                      f32 (&dv)[PIECE<V>]) {
     values_of<V>(x, piece, centered);
     values_of<V>(dy, piece, dv);
-#pragma unroll
-    for (u32 j = 0; j < PIECE<V>; j++) {
+    UNROLL for (u32 j = 0; j < PIECE<V>; j++) {
         centered[j] -= known.mean[j];
         if (SILU) dv[j] *= silu_derivative<T>(fma_f32(centered[j], known.factor[j], known.offset[j]));
     }
@@ -305,19 +288,15 @@ DEV void gradient_of(const u32 (&x)[WORDS<V>], const u32 (&dy)[WORDS<V>], u32 pi
 template <typename T, u32 V, bool SILU>
 DEV void channel_sums(const u32 (&x)[HELD][WORDS<V>], const u32 (&dy)[HELD][WORDS<V>], const Memory& m, const Sizes& sizes, const Share& s,
                       const Dropped& dropped, f32 (&totals)[2]) {
-#pragma unroll
-    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+    UNROLL for (u32 piece = 0; piece < PIECES<V>; piece++) {
         Known<V> known;
         know(m, s, piece, known);
         f32 centered[PIECE<V>], dv[PIECE<V>], plain[PIECE<V>], with_n[PIECE<V>];
-#pragma unroll
-        for (u32 j = 0; j < PIECE<V>; j++) plain[j] = with_n[j] = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++) {
+        UNROLL for (u32 j = 0; j < PIECE<V>; j++) plain[j] = with_n[j] = 0.0f;
+        UNROLL for (u32 i = 0; i < HELD; i++) {
             if (s.pixel + i * s.rows >= s.end) break;
             gradient_of<T, V, SILU>(x[i], dy[i], piece, known, centered, dv);
-#pragma unroll
-            for (u32 j = 0; j < PIECE<V>; j++) {
+            UNROLL for (u32 j = 0; j < PIECE<V>; j++) {
                 plain[j] += dv[j];
                 with_n[j] = fma_f32(dv[j], centered[j], with_n[j]);
             }
@@ -352,35 +331,29 @@ DEV void input_gradient(T* dx, T* dskip, const u32 (&x)[HELD][WORDS<V>], u32 (&d
     if ((first ? dx : dskip) == nullptr) return;
     Source<T> to = source_of(dx, dskip, sizes, s);
     f32 scale = dropped.control != nullptr ? dropped.scale : 1.0f;
-#pragma unroll
-    for (u32 piece = 0; piece < PIECES<V>; piece++) {
+    UNROLL for (u32 piece = 0; piece < PIECES<V>; piece++) {
         Known<V> known;
         know(m, s, piece, known);
         f32 slope[PIECE<V>], constant[PIECE<V>], scaled[PIECE<V>];
         channels_of<V>(m.channel[SLOPE], s, piece, slope);
         channels_of<V>(m.channel[CONSTANT], s, piece, constant);
-#pragma unroll
-        for (u32 j = 0; j < PIECE<V>; j++) scaled[j] = scale * known.factor[j];
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++) {
+        UNROLL for (u32 j = 0; j < PIECE<V>; j++) scaled[j] = scale * known.factor[j];
+        UNROLL for (u32 i = 0; i < HELD; i++) {
             if (s.pixel + i * s.rows >= s.end) break;
             f32 centered[PIECE<V>], dv[PIECE<V>];
             gradient_of<T, V, SILU>(x[i], dy[i], piece, known, centered, dv);
-#pragma unroll
-            for (u32 j = 0; j < PIECE<V>; j++) dv[j] = fma_f32(dv[j], scaled[j], fma_f32(centered[j], slope[j], constant[j]));
+            UNROLL for (u32 j = 0; j < PIECE<V>; j++) dv[j] = fma_f32(dv[j], scaled[j], fma_f32(centered[j], slope[j], constant[j]));
             if (add) {
                 const T* at = to.at + (u64)(i * to.step) + piece * PIECE<V>;
                 f32 old[PIECE<V>];
                 if constexpr (V == 1) old[0] = to_f32(*at);
                 else load4(at, 4, to.wide, old);
-#pragma unroll
-                for (u32 j = 0; j < PIECE<V>; j++) dv[j] += old[j];
+                UNROLL for (u32 j = 0; j < PIECE<V>; j++) dv[j] += old[j];
             }
             put_values<V>(dy[i], piece, dv);
         }
     }
-#pragma unroll
-    for (u32 i = 0; i < HELD; i++) {
+    UNROLL for (u32 i = 0; i < HELD; i++) {
         if (s.pixel + i * s.rows >= s.end) break;
         write(to.at + (u64)(i * to.step), to.wide, dy[i]);
     }
@@ -519,8 +492,7 @@ KERNELS(group_norm_silu_bwd_parameters, (256), (Out<f32> dweight, Out<f32> dbias
     f32* to = slice == 0 ? dweight : dbias;
     if (slice > 1 || c >= channels || to == nullptr) return;
     f32 total = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < SLICES; i++) total += tile[slice][i][lane];
+    UNROLL for (u32 i = 0; i < SLICES; i++) total += tile[slice][i][lane];
     bool add = (slice == 0 ? accumulate_weight : accumulate_bias) != 0;
     to[c] = add ? to[c] + total : total;
 }

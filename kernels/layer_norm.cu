@@ -64,11 +64,9 @@ DEV void affine_factor(const Affine<T>& affine, u32 c, u32 left, bool wide, f32 
         load4(affine.gamma + c, left, wide, g);
     } else if (affine.scale != nullptr) {
         load4(affine.scale + c, left, wide, g);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) g[i] += 1.0f;
+        UNROLL for (u32 i = 0; i < 4; i++) g[i] += 1.0f;
     } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) g[i] = 1.0f;
+        UNROLL for (u32 i = 0; i < 4; i++) g[i] = 1.0f;
     }
 }
 
@@ -87,21 +85,18 @@ DEV u32 piece_left(u32 c, u32 cols) { return c < cols ? cols - c : 0; }
 
 template <bool WIDE, u32 STEPS, typename T>
 DEV void row_load(const T* row, u32 cols, f32 (&v)[STEPS][4]) {
-#pragma unroll
-    for (u32 s = 0; s < STEPS; s++) {
+    UNROLL for (u32 s = 0; s < STEPS; s++) {
         u32 c = piece_column(s);
         if (!WIDE || c < cols) {
             load4(row + c, piece_left(c, cols), WIDE, v[s]);
         } else {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) v[s][i] = 0.0f;
+            UNROLL for (u32 i = 0; i < 4; i++) v[s][i] = 0.0f;
         }
     }
 }
 template <bool WIDE, u32 STEPS, typename T>
 DEV void row_store(T* row, u32 cols, const f32 (&v)[STEPS][4]) {
-#pragma unroll
-    for (u32 s = 0; s < STEPS; s++) {
+    UNROLL for (u32 s = 0; s < STEPS; s++) {
         u32 c = piece_column(s);
         if (!WIDE || c < cols) store4(row + c, piece_left(c, cols), WIDE, v[s]);
     }
@@ -122,8 +117,7 @@ DEV void layer_norm_fwd_rows(T* __restrict__ y, f32* __restrict__ mean, f32* __r
         if (shifted && row == next) {
             Affine<T> affine =
                 Affine<T>::of(gamma, beta, modulation, sample, modulation_stride, shift_column, scale_column);
-#pragma unroll
-            for (u32 s = 0; s < STEPS; s++) {
+            UNROLL for (u32 s = 0; s < STEPS; s++) {
                 u32 c = piece_column(s), left = piece_left(c, cols);
                 if (WIDE && left == 0) continue;
                 affine_factor(affine, c, left, WIDE, g[s]);
@@ -132,13 +126,10 @@ DEV void layer_norm_fwd_rows(T* __restrict__ y, f32* __restrict__ mean, f32* __r
             sample++;
             next = modulation != nullptr ? sample * rows_per_sample : last;
         }
-#pragma unroll
-        for (u32 s = 0; s < STEPS; s++) sum += (v[s][0] + v[s][1]) + (v[s][2] + v[s][3]);
+        UNROLL for (u32 s = 0; s < STEPS; s++) sum += (v[s][0] + v[s][1]) + (v[s][2] + v[s][3]);
         f32 mu = warp_sum(sum) / (f32)cols;
-#pragma unroll
-        for (u32 s = 0; s < STEPS; s++)
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 s = 0; s < STEPS; s++)
+            UNROLL for (u32 i = 0; i < 4; i++) {
                 v[s][i] -= mu;
                 f32 d = piece_column(s) + i < cols ? v[s][i] : 0.0f;
                 squares = fma_f32(d, d, squares);
@@ -148,10 +139,8 @@ DEV void layer_norm_fwd_rows(T* __restrict__ y, f32* __restrict__ mean, f32* __r
             mean[row] = mu;
             rstd[row] = r;
         }
-#pragma unroll
-        for (u32 s = 0; s < STEPS; s++)
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 s = 0; s < STEPS; s++)
+            UNROLL for (u32 i = 0; i < 4; i++) {
                 f32 n = v[s][i] * r;
                 v[s][i] = shifted ? fma_f32(n, g[s][i], b[s][i]) : n;
             }
@@ -187,12 +176,10 @@ DEV void layer_norm_bwd_rows(T* __restrict__ dx, const T* __restrict__ dy, const
                              u32 first, u32 last, u32 cols, u32 accumulate, f32 (&with_n)[STEPS][4],
                              f32 (&plain)[STEPS][4]) {
     f32 g[STEPS][4];
-#pragma unroll
-    for (u32 s = 0; s < STEPS; s++) {
+    UNROLL for (u32 s = 0; s < STEPS; s++) {
         u32 c = piece_column(s), left = piece_left(c, cols);
         if (!WIDE || left > 0) affine_factor(affine, c, left, WIDE, g[s]);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) with_n[s][i] = plain[s][i] = 0.0f;
+        UNROLL for (u32 i = 0; i < 4; i++) with_n[s][i] = plain[s][i] = 0.0f;
     }
     f32 part = 1.0f / (f32)cols;
     for (u32 row = first + threadIdx.x / WARP; row < last; row += WARPS) {
@@ -201,11 +188,9 @@ DEV void layer_norm_bwd_rows(T* __restrict__ dx, const T* __restrict__ dy, const
         row_load<WIDE>(dy + start, cols, d);
         row_load<WIDE>(x + start, cols, n);
         f32 mu = mean[row], r = rstd[row];
-#pragma unroll
-        for (u32 s = 0; s < STEPS; s++) {
+        UNROLL for (u32 s = 0; s < STEPS; s++) {
             if (WIDE && piece_column(s) >= cols) continue;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
+            UNROLL for (u32 i = 0; i < 4; i++) {
                 n[s][i] = (n[s][i] - mu) * r;
                 with_n[s][i] = fma_f32(d[s][i], n[s][i], with_n[s][i]);
                 plain[s][i] += d[s][i];
@@ -216,16 +201,12 @@ DEV void layer_norm_bwd_rows(T* __restrict__ dx, const T* __restrict__ dy, const
         }
         if (dx == nullptr) continue;
         f32 mean_dn = warp_sum(sums[0]) * part, mean_dn_n = warp_sum(sums[1]) * part;
-#pragma unroll
-        for (u32 s = 0; s < STEPS; s++)
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) d[s][i] = r * (d[s][i] - mean_dn - n[s][i] * mean_dn_n);
+        UNROLL for (u32 s = 0; s < STEPS; s++)
+            UNROLL for (u32 i = 0; i < 4; i++) d[s][i] = r * (d[s][i] - mean_dn - n[s][i] * mean_dn_n);
         if (accumulate != 0) {
             row_load<WIDE>(dx + start, cols, n);
-#pragma unroll
-            for (u32 s = 0; s < STEPS; s++)
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) d[s][i] += n[s][i];
+            UNROLL for (u32 s = 0; s < STEPS; s++)
+                UNROLL for (u32 i = 0; i < 4; i++) d[s][i] += n[s][i];
         }
         row_store<WIDE>(dx + start, cols, d);
     }
@@ -236,14 +217,11 @@ DEV void layer_norm_bwd_rows(T* __restrict__ dx, const T* __restrict__ dy, const
 template <u32 STEPS>
 DEV void column_sums(f32 (&tile)[WARPS][STEPS * WARP * 4], const f32 (&mine)[STEPS][4], f32 (&sums)[STEPS / 2]) {
     __syncthreads();
-#pragma unroll
-    for (u32 s = 0; s < STEPS; s++) store4(&tile[threadIdx.x / WARP][piece_column(s)], 4, true, mine[s]);
+    UNROLL for (u32 s = 0; s < STEPS; s++) store4(&tile[threadIdx.x / WARP][piece_column(s)], 4, true, mine[s]);
     __syncthreads();
-#pragma unroll
-    for (u32 s = 0; s < STEPS / 2; s++) {
+    UNROLL for (u32 s = 0; s < STEPS / 2; s++) {
         sums[s] = 0.0f;
-#pragma unroll
-        for (u32 w = 0; w < WARPS; w++) sums[s] += tile[w][s * THREADS + threadIdx.x];
+        UNROLL for (u32 w = 0; w < WARPS; w++) sums[s] += tile[w][s * THREADS + threadIdx.x];
     }
 }
 
@@ -293,8 +271,7 @@ DEV void layer_norm_bwd BWD {
     if (partial == nullptr && dmodulation == nullptr) return;
     column_sums(layer_norm_tile, with_n, sums[0]);
     column_sums(layer_norm_tile, plain, sums[1]);
-#pragma unroll
-    for (u32 s = 0; s < STEPS / 2; s++) {
+    UNROLL for (u32 s = 0; s < STEPS / 2; s++) {
         u32 c = s * THREADS + threadIdx.x;
         if (c < cols) put_sums(to, part, c, sums[0][s], sums[1][s]);
     }
@@ -327,8 +304,7 @@ KERNELS(layer_norm_fwd_widest, (256), (Out<T> y, Out<f32> mean, Out<f32> rstd, I
     for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 v[4];
         load4(x_row + c, cols - c, wide, v);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             f32 d = c + i < cols ? v[i] - mu : 0.0f;
             squares = fma_f32(d, d, squares);
         }
@@ -346,8 +322,7 @@ KERNELS(layer_norm_fwd_widest, (256), (Out<T> y, Out<f32> mean, Out<f32> rstd, I
             affine_factor(affine, c, cols - c, wide, g);
             affine_term(affine, c, cols - c, wide, b);
         }
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             f32 n = (v[i] - mu) * r;
             v[i] = shifted ? fma_f32(n, g[i], b[i]) : n;
         }
@@ -363,8 +338,7 @@ DEV void layer_norm_bwd_terms(const T* dy_row, const T* x_row, const Affine<T>& 
     load4(dy_row + c, left, wide, dn);
     load4(x_row + c, left, wide, n);
     affine_factor(affine, c, left, wide, g);
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
         dn[i] *= g[i];
         n[i] = (n[i] - mu) * r;
     }
@@ -387,8 +361,7 @@ KERNELS(layer_norm_bwd_input, (256), (Out<T> dx, In<T> dy, In<T> x, In<f32> mean
     for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 dn[4], n[4];
         layer_norm_bwd_terms(dy_row, x_row, affine, mu, r, c, cols - c, wide, dn, n);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             sums[0] += dn[i];
             sums[1] = fma_f32(dn[i], n[i], sums[1]);
         }
@@ -399,12 +372,10 @@ KERNELS(layer_norm_bwd_input, (256), (Out<T> dx, In<T> dy, In<T> x, In<f32> mean
     for (u32 c = 4 * threadIdx.x; c < cols; c += 4 * THREADS) {
         f32 dn[4], n[4], old[4];
         layer_norm_bwd_terms(dy_row, x_row, affine, mu, r, c, cols - c, wide, dn, n);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) dn[i] = r * (dn[i] - mean_dn - n[i] * mean_dn_n);
+        UNROLL for (u32 i = 0; i < 4; i++) dn[i] = r * (dn[i] - mean_dn - n[i] * mean_dn_n);
         if (accumulate != 0) {
             load4(dx_row + c, cols - c, wide, old);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) dn[i] += old[i];
+            UNROLL for (u32 i = 0; i < 4; i++) dn[i] += old[i];
         }
         store4(dx_row + c, cols - c, wide, dn);
     }

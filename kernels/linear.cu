@@ -4,8 +4,8 @@
 //
 //   dx = dz W [m, k]      dW = dz^T x [n, k] in f32      db = column sums of dz in f32      dresidual = dy
 //
-// In bf16, where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z': the
-// result is the dz of the layer before.
+// On tensor cores, where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z':
+// the result is the dz of the layer before.
 //
 // All three products are C[i, j] = sum over r of A[i, r] B[j, r]; they differ in which index of an operand is contiguous:
 //
@@ -62,26 +62,22 @@ DEV void columns_of(const Finish<T>& to, u32 col, bool wide, typename Finish<T>:
     if (to.bias != nullptr) {
         load_wide(to.bias + col, to.cols - col, wide, columns.bias);
     } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) columns.bias[i] = 0.0f;
+        UNROLL for (u32 i = 0; i < 4; i++) columns.bias[i] = 0.0f;
     }
 }
 template <typename T>
 DEV void finish(const Finish<T>& to, const typename Finish<T>::Columns& columns, u32 row, u32 col, f32 (&v)[4], bool wide) {
     u64 at = (u64)row * to.cols + col;
     u32 left = to.cols - col, has = opaque(to.has), activation = opaque(to.activation);
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) v[i] += columns.bias[i];
+    UNROLL for (u32 i = 0; i < 4; i++) v[i] += columns.bias[i];
     if ((has & 1) != 0) store_wide(to.z + at, left, wide, v);
     if (activation != ACTIVATION_NONE) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] = activate<T>(v[i], activation);
+        UNROLL for (u32 i = 0; i < 4; i++) v[i] = activate<T>(v[i], activation);
     }
     if ((has & 2) != 0) {
         f32 other[4];
         load_wide(to.residual + at, left, wide, other);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] += other[i];
+        UNROLL for (u32 i = 0; i < 4; i++) v[i] += other[i];
     }
     store_wide(to.y + at, left, wide, v);
 }
@@ -94,9 +90,9 @@ WIDE_TILED_KERNELS(linear_fwd, (Out<T> y, Out<T> z, In<T> x, In<T> weight, In<f3
     product<Tile, true, true>(Stored<T>::make(x, k, m), Stored<T>::make(weight, k, n), 0, k, to);
 }
 
-// dx, or in bf16 the dz of the layer before, over its z: 1 + activation in `accumulate` says that x = activation(z). (f32 with tiles of
+// dx, or on tensor cores the dz of the layer before, over its z: 1 + activation in `accumulate` says that x = activation(z). (f32 with tiles of
 // 128 has no registers left for it.)
-template <typename T>
+template <typename T, bool ON_CORES>
 struct InputGradient : Gradient<T, 4> {
     u32 activation;
 
@@ -104,16 +100,15 @@ struct InputGradient : Gradient<T, 4> {
         return InputGradient{Gradient<T, 4>::make(dx, cols, accumulate == 1), accumulate > 1 ? accumulate - 1 : ACTIVATION_NONE};
     }
 };
-template <typename T>
-DEV void finish(const InputGradient<T>& to, const typename Gradient<T, 4>::Columns& columns, u32 row, u32 col, f32 (&v)[4],
+template <typename T, bool ON_CORES>
+DEV void finish(const InputGradient<T, ON_CORES>& to, const typename Gradient<T, 4>::Columns& columns, u32 row, u32 col, f32 (&v)[4],
                 bool wide) {
-    if constexpr (sizeof(T) == sizeof(bf16)) {
+    if constexpr (ON_CORES) {
         u32 activation = opaque(to.activation);
         if (activation != ACTIVATION_NONE) {
             f32 z[4];
             load_wide(to.to + (u64)row * to.cols + col, to.cols - col, wide, z);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) v[i] *= activation_derivative<T>(z[i], activation);
+            UNROLL for (u32 i = 0; i < 4; i++) v[i] *= activation_derivative<T>(z[i], activation);
         }
     }
     finish(static_cast<const Gradient<T, 4>&>(to), columns, row, col, v, wide);
@@ -121,7 +116,8 @@ DEV void finish(const InputGradient<T>& to, const typename Gradient<T, 4>::Colum
 
 WIDE_TILED_KERNELS(linear_bwd_input, (Out<T> dx, In<T> dz, In<T> weight, u32 m, u32 n, u32 k, u32 accumulate),
                    (dx, dz, weight, m, n, k, accumulate)) {
-    InputGradient<T> to = InputGradient<T>::make(dx, k, accumulate);
+    typedef InputGradient<T, ON_TENSOR_CORES<Tile, T>> To;
+    To to = To::make(dx, k, accumulate);
     product<Tile, true, false>(Stored<T>::make(dz, n, m), Stored<T>::make(weight, k, k), 0, n, to);
 }
 
@@ -174,7 +170,6 @@ KERNELS(linear_bwd_activation, (256), (Out<T> dz, In<T> dy, u64 len, u32 activat
     f32 d[N], z[N];
     load_wide(dy + at, left, wide, d);
     load_wide(dz + at, left, wide, z);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
+    UNROLL for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
     store_wide(dz + at, left, wide, d);
 }

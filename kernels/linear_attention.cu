@@ -82,8 +82,7 @@ DEV void load_rows(f32* to, const T* from, u64 width, u32 count, const Head<T>& 
         f32 v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         if (row < count && c < at.d) load4(from + row * width + c, at.d - c, wide, v);
         Pack4<f32> pack;
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) pack.v[e] = PHI && row < count && c + e < at.d ? phi(v[e]) : v[e];
+        UNROLL for (u32 e = 0; e < 4; e++) pack.v[e] = PHI && row < count && c + e < at.d ? phi(v[e]) : v[e];
         *reinterpret_cast<Pack4<f32>*>(to + row * at.p + c) = pack;
     }
 }
@@ -108,20 +107,16 @@ DEV void accumulate_tile(Sums<R>& sums, const f32* a, const f32* b, const f32* w
 #pragma unroll 2
     for (u32 t = group; t < count; t += at.groups) {
         Pack4<f32> x[R / 4], y[R / 4];
-#pragma unroll
-        for (u32 h = 0; h < R / 4; h++) {
+        UNROLL for (u32 h = 0; h < R / 4; h++) {
             x[h] = *reinterpret_cast<const Pack4<f32>*>(a + t * at.p + place<R>(n, i, h));
             y[h] = *reinterpret_cast<const Pack4<f32>*>(b + t * at.p + place<R>(n, j, h));
         }
-#pragma unroll
-        for (u32 r = 0; r < R; r++) {
-#pragma unroll
-            for (u32 s = 0; s < R; s++) sums.m[r][s] = fma_f32(x[r / 4].v[r % 4], y[s / 4].v[s % 4], sums.m[r][s]);
+        UNROLL for (u32 r = 0; r < R; r++) {
+            UNROLL for (u32 s = 0; s < R; s++) sums.m[r][s] = fma_f32(x[r / 4].v[r % 4], y[s / 4].v[s % 4], sums.m[r][s]);
         }
         if (j == 0) {
             f32 weight = w != nullptr ? w[t] : 1.0f;
-#pragma unroll
-            for (u32 r = 0; r < R; r++) sums.z[r] = fma_f32(x[r / 4].v[r % 4], weight, sums.z[r]);
+            UNROLL for (u32 r = 0; r < R; r++) sums.z[r] = fma_f32(x[r / 4].v[r % 4], weight, sums.z[r]);
         }
     }
 }
@@ -136,19 +131,15 @@ DEV void put_sums(f32* z, const Sums<R>& sums, const Head<T>& at) {
     __syncthreads();
     if (group < at.groups) {
         f32* to = parts + group * size;
-#pragma unroll
-        for (u32 row = 0; row < R; row++) {
+        UNROLL for (u32 row = 0; row < R; row++) {
             u32 at_row = (place<R>(n, TRANSPOSED ? j : i, row / 4) + row % 4) * at.p;
-#pragma unroll
-            for (u32 h = 0; h < R / 4; h++) {
+            UNROLL for (u32 h = 0; h < R / 4; h++) {
                 Pack4<f32> pack;
-#pragma unroll
-                for (u32 e = 0; e < 4; e++) pack.v[e] = TRANSPOSED ? sums.m[4 * h + e][row] : sums.m[row][4 * h + e];
+                UNROLL for (u32 e = 0; e < 4; e++) pack.v[e] = TRANSPOSED ? sums.m[4 * h + e][row] : sums.m[row][4 * h + e];
                 *reinterpret_cast<Pack4<f32>*>(to + at_row + place<R>(n, TRANSPOSED ? i : j, h)) = pack;
             }
         }
-#pragma unroll
-        for (u32 r = 0; r < R; r++)
+        UNROLL for (u32 r = 0; r < R; r++)
             if (j == 0) z_parts[group * at.p + place<R>(n, i, r / 4) + r % 4] = sums.z[r];
     }
     __syncthreads();
@@ -175,28 +166,22 @@ DEV Cell cell_of(const Head<T>& at) {
     return Cell{4 * t, 4 * (threadIdx.x % n), 4 * t < at.tile};
 }
 
-// out = the tile's rows times the state, a cell of it. UNROLL: without spills.
-template <u32 UNROLL, typename T>
+// out = the tile's rows times the state, a cell of it. AT_ONCE: without spills.
+template <u32 AT_ONCE, typename T>
 DEV void times_state(f32 (&out)[4][4], const f32* rows, const Cell& cell, const Head<T>& at) {
-#pragma unroll
-    for (u32 r = 0; r < 4; r++) {
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) out[r][e] = 0.0f;
+    UNROLL for (u32 r = 0; r < 4; r++) {
+        UNROLL for (u32 e = 0; e < 4; e++) out[r][e] = 0.0f;
     }
     const f32* x = rows + cell.t * at.p;
     const f32* m = at.state + cell.c;
-#pragma unroll UNROLL
+#pragma unroll AT_ONCE
     for (u32 k = 0; k < at.p; k += 4) {
         Pack4<f32> a[4];
-#pragma unroll
-        for (u32 r = 0; r < 4; r++) a[r] = *reinterpret_cast<const Pack4<f32>*>(x + r * at.p + k);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 r = 0; r < 4; r++) a[r] = *reinterpret_cast<const Pack4<f32>*>(x + r * at.p + k);
+        UNROLL for (u32 i = 0; i < 4; i++) {
             Pack4<f32> b = *reinterpret_cast<const Pack4<f32>*>(m + (k + i) * at.p);
-#pragma unroll
-            for (u32 r = 0; r < 4; r++) {
-#pragma unroll
-                for (u32 e = 0; e < 4; e++) out[r][e] = fma_f32(a[r].v[i], b.v[e], out[r][e]);
+            UNROLL for (u32 r = 0; r < 4; r++) {
+                UNROLL for (u32 e = 0; e < 4; e++) out[r][e] = fma_f32(a[r].v[i], b.v[e], out[r][e]);
             }
         }
     }
@@ -206,11 +191,9 @@ DEV void times_state(f32 (&out)[4][4], const f32* rows, const Cell& cell, const 
 template <typename T>
 DEV void put_parts(f32* parts, const f32 (&x)[4][4], const f32 (&y)[4][4], const Cell& cell, const Head<T>& at) {
     Pack4<f32> pack;
-#pragma unroll
-    for (u32 r = 0; r < 4; r++) {
+    UNROLL for (u32 r = 0; r < 4; r++) {
         f32 sum = 0.0f;
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) sum = fma_f32(x[r][e], y[r][e], sum);
+        UNROLL for (u32 e = 0; e < 4; e++) sum = fma_f32(x[r][e], y[r][e], sum);
         pack.v[r] = sum;
     }
     *reinterpret_cast<Pack4<f32>*>(parts + cell.c / 4 * at.tile + cell.t) = pack;
@@ -226,11 +209,9 @@ DEV f32 sum_parts(const f32* parts, u32 t, const Head<T>& at) {
 
 // A cell of a tile; with row_stride 0 and token 0, four columns of a vector, the same for each row.
 DEV void load_cell(f32 (&x)[4][4], const f32* tile, const Cell& cell, u32 row_stride) {
-#pragma unroll
-    for (u32 r = 0; r < 4; r++) {
+    UNROLL for (u32 r = 0; r < 4; r++) {
         Pack4<f32> pack = *reinterpret_cast<const Pack4<f32>*>(tile + (cell.t + r) * row_stride + cell.c);
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) x[r][e] = pack.v[e];
+        UNROLL for (u32 e = 0; e < 4; e++) x[r][e] = pack.v[e];
     }
 }
 
@@ -240,14 +221,12 @@ DEV void store_cell(T* to, u64 width, const f32 (&x)[4][4], const Cell& cell, u3
                     const Head<T>& at) {
     bool wide = at.d % 4 == 0 && aligned4(to) && aligned4(to + width);
     if (cell.c >= at.d) return;
-#pragma unroll
-    for (u32 r = 0; r < 4; r++) {
+    UNROLL for (u32 r = 0; r < 4; r++) {
         if (cell.t + r >= count) continue;
         T* row = to + (cell.t + r) * width + cell.c;
         f32 v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         if (accumulate != 0) load4(row, at.d - cell.c, wide, v);
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) v[e] = accumulate != 0 ? v[e] + x[r][e] : x[r][e];
+        UNROLL for (u32 e = 0; e < 4; e++) v[e] = accumulate != 0 ? v[e] + x[r][e] : x[r][e];
         store4(row, at.d - cell.c, wide, v);
     }
 }
@@ -295,10 +274,8 @@ DEV void linear_attention_fwd(T* __restrict__ y, const T* __restrict__ qkv, u32 
             at.rows[row] = row < count ? 1.0f / sum_parts(at.parts, row, at) : 0.0f;
         __syncthreads();
         if (!cell.active) continue;
-#pragma unroll
-        for (u32 r = 0; r < 4; r++) {
-#pragma unroll
-            for (u32 e = 0; e < 4; e++) out[r][e] *= at.rows[cell.t + r];
+        UNROLL for (u32 r = 0; r < 4; r++) {
+            UNROLL for (u32 e = 0; e < 4; e++) out[r][e] *= at.rows[cell.t + r];
         }
         store_cell(y + at.out + t * at.out_width, at.out_width, out, cell, count, 0, at);
     }
@@ -340,12 +317,10 @@ DEV void linear_attention_bwd(T* __restrict__ dqkv, const T* __restrict__ dy, co
         if (cell.active) {
             load_cell(f, at.first, cell, at.p);
             load_cell(z, at.z, Cell{0, cell.c, true}, 0);
-#pragma unroll
-            for (u32 r = 0; r < 4; r++) {
+            UNROLL for (u32 r = 0; r < 4; r++) {
                 f32 inverse = at.rows[cell.t + r], minus_delta = at.rows[tile + cell.t + r];
                 Pack4<f32> a;
-#pragma unroll
-                for (u32 e = 0; e < 4; e++) {
+                UNROLL for (u32 e = 0; e < 4; e++) {
                     a.v[e] = f[r][e] * inverse;
                     u[r][e] = fma_f32(minus_delta, z[r][e], u[r][e]) * inverse * phi_slope(f[r][e]);
                 }
@@ -383,10 +358,8 @@ DEV void linear_attention_bwd(T* __restrict__ dqkv, const T* __restrict__ dy, co
         load_cell(dz, at.dz, Cell{0, cell.c, true}, 0);
         times_state<1>(dk, at.second, cell, at);
         load_cell(g, at.first, cell, at.p);
-#pragma unroll
-        for (u32 r = 0; r < 4; r++) {
-#pragma unroll
-            for (u32 e = 0; e < 4; e++) dk[r][e] = (dk[r][e] + dz[r][e]) * phi_slope(g[r][e]);
+        UNROLL for (u32 r = 0; r < 4; r++) {
+            UNROLL for (u32 e = 0; e < 4; e++) dk[r][e] = (dk[r][e] + dz[r][e]) * phi_slope(g[r][e]);
         }
         store_cell(dqkv + k, at.width, dk, cell, count, accumulate, at);
     }

@@ -22,8 +22,7 @@ KERNEL(mse_loss_fwd_items, (256), (Out<f32> partial, In<f32> prediction, In<f32>
         f32 pv[4], tv[4];
         load4(p + e, left, aligned && left >= 4, pv);
         load4(t + e, left, aligned && left >= 4, tv);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             f32 difference = pv[i] - tv[i];
             sum = fma_f32(difference, difference, sum);
         }
@@ -53,7 +52,6 @@ KERNEL(mse_loss_bwd, (256), (Out<f32> dprediction, In<f32> dloss, In<f32> predic
     load4(prediction + at, left, wide, pv);
     load4(target + at, left, wide, tv);
     if (accumulate != 0) load4(dprediction + at, left, wide, gradient);
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) gradient[i] += factor * (pv[i] - tv[i]);
+    UNROLL for (u32 i = 0; i < 4; i++) gradient[i] += factor * (pv[i] - tv[i]);
     store4(dprediction + at, left, wide, gradient);
 }

@@ -93,8 +93,7 @@ KERNEL(noise_step, (256), (Out<f32> x_t, Out<f32> target, Out<f32> time, Out<i32
     F32x4 drawn = philox_normal4(seed, e / 4, item, step, PURPOSE_NOISE);
     f32 noise[4] = {drawn.x, drawn.y, drawn.z, drawn.w}, clean[4], noisy[4], wanted[4];
     load4(x0 + at, left, wide, clean);
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
         noisy[i] = fma_f32(a, clean[i], s * noise[i]);
         wanted[i] = fma_f32(c_x, clean[i], c_n * noise[i]);
     }

@@ -48,15 +48,13 @@ DEV void piece_to_tokens(T* tokens, const f32* image, u32 batch, const PatchSize
     bool skips = within < skipped;
     u32 from = skips ? 0 : patch_image_index(s, within);
     u32 first = blockIdx.x * IMAGES, last = min_of(first + IMAGES, batch);
-#pragma unroll
-    for (u32 b = first; b < last; b++) {
+    UNROLL for (u32 b = first; b < last; b++) {
         f32 v[N] = {}, old[N];
         if (!skips) load_piece(image + (u64)b * extent + from, v);
         T* to = tokens + (u64)b * sequence + within;
         if (accumulate != 0) {
             load_piece(to, old);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) v[i] += old[i];
+            UNROLL for (u32 i = 0; i < N; i++) v[i] += old[i];
         }
         store_piece(to, v);
     }
@@ -70,15 +68,13 @@ DEV void piece_to_image(f32* image, const T* tokens, u32 batch, const PatchSizes
     if (within >= extent) return;
     u32 from = patch_token_index(s, within);
     u32 first = blockIdx.x * IMAGES, last = min_of(first + IMAGES, batch);
-#pragma unroll
-    for (u32 b = first; b < last; b++) {
+    UNROLL for (u32 b = first; b < last; b++) {
         f32 v[N], old[N];
         load_piece(tokens + (u64)b * sequence + from, v);
         f32* to = image + (u64)b * extent + within;
         if (accumulate != 0) {
             load_piece(to, old);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) v[i] += old[i];
+            UNROLL for (u32 i = 0; i < N; i++) v[i] += old[i];
         }
         store_piece(to, v);
     }

@@ -21,26 +21,21 @@ struct Sizes {
 template <u32 N>
 DEV void load_bytes(const u8* p, u32 left, bool wide, u32 (&v)[N]) {
     if (wide) {
-#pragma unroll
-        for (u32 i = 0; i < N; i += 4) {
+        UNROLL for (u32 i = 0; i < N; i += 4) {
             u32 word = *reinterpret_cast<const u32*>(p + i);
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) v[i + j] = word >> (8 * j) & 0xffu;
+            UNROLL for (u32 j = 0; j < 4; j++) v[i + j] = word >> (8 * j) & 0xffu;
         }
     } else {
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] = i < left ? p[i] : 0;
+        UNROLL for (u32 i = 0; i < N; i++) v[i] = i < left ? p[i] : 0;
     }
 }
 template <u32 N>
 DEV void store_bytes(u8* p, u32 left, bool wide, const u32 (&v)[N]) {
     if (wide) {
-#pragma unroll
-        for (u32 i = 0; i < N; i += 4)
+        UNROLL for (u32 i = 0; i < N; i += 4)
             *reinterpret_cast<u32*>(p + i) = v[i] | v[i + 1] << 8 | v[i + 2] << 16 | v[i + 3] << 24;
     } else {
-#pragma unroll
-        for (u32 i = 0; i < N; i++)
+        UNROLL for (u32 i = 0; i < N; i++)
             if (i < left) p[i] = (u8)v[i];
     }
 }
@@ -67,8 +62,7 @@ KERNELS(pool_fwd_max, (128), (Out<T> y, Out<u8> winners, In<T> x, u32 batch, u32
     bool whole = z.channels % N == 0, wide = whole && aligned16(x);
     f32 best[N];
     u32 winner[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) {
+    UNROLL for (u32 i = 0; i < N; i++) {
         best[i] = -infinity_f32();
         winner[i] = 0;
     }
@@ -81,8 +75,7 @@ KERNELS(pool_fwd_max, (128), (Out<T> y, Out<u8> winners, In<T> x, u32 batch, u32
             if (ix >= z.width) continue;
             f32 v[N];
             load_wide(x + ((u64)(p.image * z.height + iy) * z.width + ix) * z.channels + p.c, left, wide, v);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) {
+            UNROLL for (u32 i = 0; i < N; i++) {
                 // A NaN wins and stays.
                 if (first || v[i] > best[i] || v[i] != v[i]) {
                     best[i] = v[i];
@@ -113,8 +106,7 @@ KERNELS(pool_bwd_max, (128), (Out<T> dx, In<T> dy, In<u8> winners, u32 batch, u3
     u32 y0 = y < z.kernel ? 0 : (y - z.kernel) / z.stride + 1, y1 = min_of(y / z.stride + 1, z.rows);
     u32 x0 = x < z.kernel ? 0 : (x - z.kernel) / z.stride + 1, x1 = min_of(x / z.stride + 1, z.cols);
     f32 sum[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     for (u32 oy = y0; oy < y1; oy++) {
         for (u32 ox = x0; ox < x1; ox++) {
             u32 position = (y - oy * z.stride) * z.kernel + x - ox * z.stride;
@@ -123,8 +115,7 @@ KERNELS(pool_bwd_max, (128), (Out<T> dx, In<T> dy, In<u8> winners, u32 batch, u3
             u32 winner[N];
             load_wide(dy + from, left, wide, d);
             load_bytes(winners + from, left, wide_winners, winner);
-#pragma unroll
-            for (u32 i = 0; i < N; i++)
+            UNROLL for (u32 i = 0; i < N; i++)
                 if (winner[i] == position) sum[i] += d[i];
         }
     }
@@ -149,8 +140,7 @@ KERNELS(pool_fwd_mean, (128), (Out<T> y, In<T> x, u32 batch, u32 height, u32 wid
     u32 left = channels - p.c;
     bool whole = channels % N == 0, wide = whole && aligned16(x);
     f32 sum[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     for (u32 ky = 0; ky < kernel; ky++) {
         u32 iy = p.row * stride + ky - padding;
         if (iy >= height) continue;
@@ -159,13 +149,11 @@ KERNELS(pool_fwd_mean, (128), (Out<T> y, In<T> x, u32 batch, u32 height, u32 wid
             if (ix >= width) continue;
             f32 v[N];
             load_wide(x + ((u64)(p.image * height + iy) * width + ix) * channels + p.c, left, wide, v);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sum[i] += v[i];
+            UNROLL for (u32 i = 0; i < N; i++) sum[i] += v[i];
         }
     }
     f32 count = (f32)(inside(p.row, height, kernel, stride, padding) * inside(p.col, width, kernel, stride, padding));
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] /= count;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] /= count;
     store_wide(y + ((u64)(p.image * rows + p.row) * cols + p.col) * channels + p.c, left, whole && aligned16(y), sum);
 }
 
@@ -182,16 +170,14 @@ KERNELS(pool_bwd_mean, (128), (Out<T> dx, In<T> dy, u32 batch, u32 height, u32 w
     u32 y0 = y < kernel ? 0 : (y - kernel) / stride + 1, y1 = min_of(y / stride + 1, rows);
     u32 x0 = x < kernel ? 0 : (x - kernel) / stride + 1, x1 = min_of(x / stride + 1, cols);
     f32 sum[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     for (u32 oy = y0; oy < y1; oy++) {
         u32 tall = inside(oy, height, kernel, stride, padding);
         for (u32 ox = x0; ox < x1; ox++) {
             f32 count = (f32)(tall * inside(ox, width, kernel, stride, padding));
             f32 d[N];
             load_wide(dy + ((u64)(p.image * rows + oy) * cols + ox) * channels + p.c, left, wide, d);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sum[i] += d[i] / count;
+            UNROLL for (u32 i = 0; i < N; i++) sum[i] += d[i] / count;
         }
     }
     Gradient<T, N> gradient = Gradient<T, N>::make(dx, channels, accumulate);
@@ -205,23 +191,20 @@ KERNELS(pool_fwd_average, (256), (Out<T> y, In<T> x, u32 pixels, u32 channels), 
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c0 = blockIdx.y * WARP * N, c = c0 + lane * N;
     bool wide = channels % N == 0 && aligned16(x);
     f32 sum[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     if (c < channels) {
 #pragma unroll 4
         for (u32 pixel = warp; pixel < pixels; pixel += WARPS) {
             f32 v[N];
             load_wide(x + ((u64)blockIdx.x * pixels + pixel) * channels + c, channels - c, wide, v);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sum[i] += v[i];
+            UNROLL for (u32 i = 0; i < N; i++) sum[i] += v[i];
         }
     }
     store_wide(&average_parts[warp][lane * N], N, true, sum);
     __syncthreads();
     if (threadIdx.x >= WARP * N || c0 + threadIdx.x >= channels) return;
     f32 total = 0.0f;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) total += average_parts[w][threadIdx.x];
+    UNROLL for (u32 w = 0; w < WARPS; w++) total += average_parts[w][threadIdx.x];
     store_f32(y + (u64)blockIdx.x * channels + c0 + threadIdx.x, total / (f32)pixels);
 }
 
@@ -234,8 +217,7 @@ KERNELS(pool_bwd_average, (128), (Out<T> dx, In<T> dy, u32 batch, u32 pixels, u3
     u32 row = at / pieces, c = at % pieces * N;
     f32 d[N];
     load_wide(dy + (u64)(row / pixels) * channels + c, channels - c, channels % N == 0 && aligned16(dy), d);
-#pragma unroll
-    for (u32 i = 0; i < N; i++) d[i] /= (f32)pixels;
+    UNROLL for (u32 i = 0; i < N; i++) d[i] /= (f32)pixels;
     Gradient<T, N> gradient = Gradient<T, N>::make(dx, channels, accumulate);
     finish(gradient, row, c, d);
 }

@@ -28,8 +28,7 @@ constexpr u32 CHUNKS = 4;
 
 // The sum over a team's eight lanes, in every lane. All lanes of the warp call.
 DEV f32 team_sum(f32 v) {
-#pragma unroll
-    for (u32 distance = TEAM / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(FULL_MASK, v, distance);
+    UNROLL for (u32 distance = TEAM / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(FULL_MASK, v, distance);
     return v;
 }
 
@@ -44,24 +43,20 @@ KERNELS(qk_norm_fwd, (256), (Out<T> y, Out<f32> rstd, In<T> x, In<f32> q_weight,
     bool wide = d % 4 == 0 && aligned4(x) && aligned4(y);
     const f32* weight = head < heads ? q_weight : k_weight;
     f32 v[CHUNKS][4], sum = 0.0f;
-#pragma unroll
-    for (u32 j = 0; j < CHUNKS; j++) {
+    UNROLL for (u32 j = 0; j < CHUNKS; j++) {
         u32 c = 4 * lane + 4 * TEAM * j;
         if (c >= d) continue;
         load4(x + slice * d + c, d - c, wide, v[j]);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) sum = fma_f32(v[j][i], v[j][i], sum);
+        UNROLL for (u32 i = 0; i < 4; i++) sum = fma_f32(v[j][i], v[j][i], sum);
     }
     f32 r = 1.0f / sqrt_f32(team_sum(sum) / (f32)d + eps);
     if (!exists) return;
     if (head < normed && lane == 0) rstd[row * normed + head] = r;
-#pragma unroll
-    for (u32 j = 0; j < CHUNKS; j++) {
+    UNROLL for (u32 j = 0; j < CHUNKS; j++) {
         u32 c = 4 * lane + 4 * TEAM * j;
         if (c >= d) continue;
         if (head < normed) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++)
+            UNROLL for (u32 i = 0; i < 4; i++)
                 if (c + i < d) v[j][i] = v[j][i] * r * weight[c + i];
         }
         store4(y + slice * d + c, d - c, wide, v[j]);
@@ -84,15 +79,13 @@ KERNELS(qk_norm_bwd_partial, (256), (Out<T> dx, Out<f32> partial, In<T> dy, In<T
         const f32* weight = query ? q_weight : k_weight;
         f32 r = norm ? rstd[row * normed + head] : 1.0f;
         f32 g[CHUNKS][4], n[CHUNKS][4], sum = 0.0f;
-#pragma unroll
-        for (u32 j = 0; j < CHUNKS; j++) {
+        UNROLL for (u32 j = 0; j < CHUNKS; j++) {
             u32 c = 4 * lane + 4 * TEAM * j;
             if (c >= d) continue;
             load4(dy + at + c, d - c, wide, g[j]);
             if (!norm) continue;
             load4(x + at + c, d - c, wide, n[j]);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
+            UNROLL for (u32 i = 0; i < 4; i++) {
                 n[j][i] *= r;
                 f32 product = exists ? g[j][i] * n[j][i] : 0.0f;
                 dw[0][j][i] += query ? product : 0.0f;
@@ -103,24 +96,19 @@ KERNELS(qk_norm_bwd_partial, (256), (Out<T> dx, Out<f32> partial, In<T> dy, In<T
         }
         f32 mean = team_sum(sum) / (f32)d;
         if (!exists) continue;
-#pragma unroll
-        for (u32 j = 0; j < CHUNKS; j++) {
+        UNROLL for (u32 j = 0; j < CHUNKS; j++) {
             u32 c = 4 * lane + 4 * TEAM * j;
             if (c >= d) continue;
             f32 old[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             if (accumulate != 0) load4(dx + at + c, d - c, wide, old);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) g[j][i] = old[i] + (norm ? r * (g[j][i] - n[j][i] * mean) : g[j][i]);
+            UNROLL for (u32 i = 0; i < 4; i++) g[j][i] = old[i] + (norm ? r * (g[j][i] - n[j][i] * mean) : g[j][i]);
             store4(dx + at + c, d - c, wide, g[j]);
         }
     }
-#pragma unroll
-    for (u32 which = 0; which < 2; which++) {
+    UNROLL for (u32 which = 0; which < 2; which++) {
         __syncthreads();
-#pragma unroll
-        for (u32 j = 0; j < CHUNKS; j++)
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) sums[team][4 * lane + 4 * TEAM * j + i] = dw[which][j][i];
+        UNROLL for (u32 j = 0; j < CHUNKS; j++)
+            UNROLL for (u32 i = 0; i < 4; i++) sums[team][4 * lane + 4 * TEAM * j + i] = dw[which][j][i];
         __syncthreads();
         if (threadIdx.x < d) {
             f32 total = 0.0f;

@@ -99,8 +99,7 @@ KERNEL(sampler_step_advance, (256), (Out<f32> x, Out<f32> saved_state, Out<f32> 
     if (partner != b) {
         f32 without[4], guidance = coefficient(row, STAGE_GUIDANCE);
         load4(prediction + there, left, wide, without);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) pred[i] = fma_f32(guidance, pred[i], (1.0f - guidance) * without[i]);
+        UNROLL for (u32 i = 0; i < 4; i++) pred[i] = fma_f32(guidance, pred[i], (1.0f - guidance) * without[i]);
     }
     if ((flags & FLAG_BASE_IS_SAVED) != 0 && saved_state != nullptr) load4(saved_state + at, left, wide, base);
     if ((flags & FLAG_USES_SAVED) != 0 && saved != nullptr) load4(saved + at, left, wide, held);
@@ -112,8 +111,7 @@ KERNEL(sampler_step_advance, (256), (Out<f32> x, Out<f32> saved_state, Out<f32> 
         z[3] = drawn.w;
     }
     f32 clip = coefficient(row, STAGE_CLIP), next[4], keep[4];
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
+    UNROLL for (u32 i = 0; i < 4; i++) {
         f32 raw = coefficient(row, STAGE_X0_X) * state[i] + coefficient(row, STAGE_X0_PRED) * pred[i];
         // Comparisons, so that NaN passes.
         f32 x0 = raw > clip ? clip : raw < -clip ? -clip : raw;

@@ -40,20 +40,17 @@ DEV void backward_piece(T* dpatches, T* dtoken, f32* partial, const T* dy, u32 b
     u32 row = of_token ? taken : sequence - taken, column = of_token ? at : at - taken;
     bool adds = (of_token ? accumulate_token : accumulate_patches) != 0;
     f32 sum[N], v[N], old[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sum[i] = 0.0f;
     u32 first = blockIdx.x * SEQUENCES, last = min_of(first + SEQUENCES, batch);
 #pragma unroll 4
     for (u32 b = first; b < last; b++) {
         load_piece(dy + (u64)b * sequence + at, v);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) sum[i] += v[i];
+        UNROLL for (u32 i = 0; i < N; i++) sum[i] += v[i];
         if (to == nullptr) continue;
         T* mine = to + (u64)b * row + column;
         if (adds) {
             load_piece(mine, old);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) v[i] += old[i];
+            UNROLL for (u32 i = 0; i < N; i++) v[i] += old[i];
         }
         store_piece(mine, v);
     }

@@ -235,11 +235,11 @@ fn every_large_case_has_small_twins() {
     assert!(missing.is_empty(), "no small case launches this:\n{}", missing.join("\n"));
 }
 
-/// In TF32 every product of a linear layer and a convolution is one of TF32, and in f32 none is. Few channels have a kernel of f32.
+/// In TF32 every product of a linear layer, a convolution and attention is one of TF32, and in f32 none is. Few channels have a kernel of f32.
 #[test]
 fn products_in_tf32_are_of_tf32() {
     let products = ["linear_fwd", "linear_bwd_input", "linear_bwd_weight", "linear_bwd_bias", "conv2d_fwd"];
-    let products = [&products[..], &["conv2d_bwd_input", "conv2d_bwd_weight"]].concat();
+    let products = [&products[..], &["conv2d_bwd_input", "conv2d_bwd_weight", "attention_fwd", "attention_bwd"]].concat();
     let is_product = |name: &str| products.iter().any(|product| name.starts_with(product)) && !name.contains("_thin_");
     let mut met = 0;
     for case in cases().iter_mut().filter(|case| !case.large && OPS_IN_TF32.contains(&case.op)) {

@@ -28,16 +28,13 @@ DEV void load_tile(f32* to, u32 to_stride, const f32* from, u64 stride, u32 rows
 // s[r] = the product of row r of `a` with the lane's row `b`.
 template <u32 R>
 DEV void tile_dots(f32 (&s)[R], const f32* a, const f32* b, const Layout& at) {
-#pragma unroll
-    for (u32 r = 0; r < R; r++) s[r] = 0.0f;
+    UNROLL for (u32 r = 0; r < R; r++) s[r] = 0.0f;
 #pragma unroll 2
     for (u32 c = 0; c < at.d4; c += 4) {
         Pack4<f32> y = *reinterpret_cast<const Pack4<f32>*>(b + c);
-#pragma unroll
-        for (u32 r = 0; r < R; r++) {
+        UNROLL for (u32 r = 0; r < R; r++) {
             Pack4<f32> x = *reinterpret_cast<const Pack4<f32>*>(a + r * at.d4 + c);
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) s[r] = fma_f32(x.v[i], y.v[i], s[r]);
+            UNROLL for (u32 i = 0; i < 4; i++) s[r] = fma_f32(x.v[i], y.v[i], s[r]);
         }
     }
 }
@@ -49,16 +46,12 @@ DEV void tile_accumulate(f32 (&acc)[R][C], const f32* p, const f32* b, u32 strid
 #pragma unroll 2
     for (u32 k = 0; k < count; k += 4) {
         Pack4<f32> x[R];
-#pragma unroll
-        for (u32 r = 0; r < R; r++) x[r] = *reinterpret_cast<const Pack4<f32>*>(p + r * WARP + k);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-            for (u32 j = 0; j < C; j++) {
+        UNROLL for (u32 r = 0; r < R; r++) x[r] = *reinterpret_cast<const Pack4<f32>*>(p + r * WARP + k);
+        UNROLL for (u32 i = 0; i < 4; i++) {
+            UNROLL for (u32 j = 0; j < C; j++) {
                 u32 c = lane + WARP * j;
                 f32 y = c < at.d4 ? b[(k + i) * stride + c] : 0.0f;
-#pragma unroll
-                for (u32 r = 0; r < R; r++) acc[r][j] = fma_f32(x[r].v[i], y, acc[r][j]);
+                UNROLL for (u32 r = 0; r < R; r++) acc[r][j] = fma_f32(x[r].v[i], y, acc[r][j]);
             }
         }
     }
@@ -68,10 +61,8 @@ DEV void tile_accumulate(f32 (&acc)[R][C], const f32* p, const f32* b, u32 strid
 template <u32 R, u32 C>
 DEV void store_rows(f32* to, u64 stride, u32 count, const f32 (&acc)[R][C], f32 factor, u32 lane, u32 accumulate,
                     const Layout& at) {
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
-#pragma unroll
-        for (u32 j = 0; j < C; j++) {
+    UNROLL for (u32 r = 0; r < R; r++) {
+        UNROLL for (u32 j = 0; j < C; j++) {
             u32 c = lane + WARP * j;
             if (r >= count || c >= at.d) continue;
             f32* p = to + r * stride + c;
@@ -101,8 +92,7 @@ DEV void attention_fwd(f32* __restrict__ out, f32* __restrict__ lse, const f32* 
     u32 row = first + warp * R;
 
     f32 acc[R][C] = {}, m[R], l[R];
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
+    UNROLL for (u32 r = 0; r < R; r++) {
         m[r] = -infinity_f32();
         l[r] = 0.0f;
     }
@@ -115,25 +105,21 @@ DEV void attention_fwd(f32* __restrict__ out, f32* __restrict__ lse, const f32* 
         if (row >= at.tokens) continue;
         f32 s[R];
         tile_dots(s, q + warp * R * at.d4, k + lane * at.k4, at);
-#pragma unroll
-        for (u32 r = 0; r < R; r++) {
+        UNROLL for (u32 r = 0; r < R; r++) {
             f32 score = lane < count ? s[r] : -infinity_f32();
             f32 largest = max_f32(m[r], warp_max(score));
             f32 weight = exp_f32(score - largest), keep = exp_f32(m[r] - largest);
             m[r] = largest;
             l[r] = l[r] * keep + warp_sum(weight);
-#pragma unroll
-            for (u32 j = 0; j < C; j++) acc[r][j] *= keep;
+            UNROLL for (u32 j = 0; j < C; j++) acc[r][j] *= keep;
             p[r * WARP + lane] = weight;
         }
         __syncwarp();
         tile_accumulate(acc, p, v, at.d4, count, lane, at);
     }
     if (row >= at.tokens) return;
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
-#pragma unroll
-        for (u32 j = 0; j < C; j++) acc[r][j] /= l[r];
+    UNROLL for (u32 r = 0; r < R; r++) {
+        UNROLL for (u32 j = 0; j < C; j++) acc[r][j] /= l[r];
         if (lane == r && row + r < at.tokens) lse[(u64)slice * at.tokens + row + r] = m[r] + log_f32(l[r]);
     }
     u64 stride = (u64)at.heads * at.d;
@@ -164,8 +150,7 @@ DEV void attention_bwd_q(f32* __restrict__ dqkv, f32* __restrict__ delta, const 
 
     u32 row = first + warp * R;
     f32 acc[R][C] = {}, lse_of[R], delta_of[R];
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
+    UNROLL for (u32 r = 0; r < R; r++) {
         u32 mine = min_of(row + r, at.tokens - 1);
         f32 sum = 0.0f;
         for (u32 c = lane; c < at.d; c += WARP)
@@ -184,8 +169,7 @@ DEV void attention_bwd_q(f32* __restrict__ dqkv, f32* __restrict__ delta, const 
         f32 s[R], dp[R];
         tile_dots(s, q + warp * R * at.d4, k + lane * at.k4, at);
         tile_dots(dp, dy + warp * R * at.d4, v + lane * at.k4, at);
-#pragma unroll
-        for (u32 r = 0; r < R; r++)
+        UNROLL for (u32 r = 0; r < R; r++)
             ds[r * WARP + lane] = lane < count ? exp_f32(s[r] - lse_of[r]) * (dp[r] - delta_of[r]) : 0.0f;
         __syncwarp();
         tile_accumulate(acc, ds, k, at.k4, count, lane, at);
@@ -231,8 +215,7 @@ DEV void attention_bwd_kv(f32* __restrict__ dqkv, const f32* __restrict__ dout, 
             f32 s[R], dp[R];
             tile_dots(s, k + warp * R * at.d4, q + lane * at.k4, at);
             tile_dots(dp, v + warp * R * at.d4, dy + lane * at.k4, at);
-#pragma unroll
-            for (u32 r = 0; r < R; r++) {
+            UNROLL for (u32 r = 0; r < R; r++) {
                 f32 weight = lane < count ? exp_f32(s[r] - lse_of) : 0.0f;
                 p[r * WARP + lane] = weight;
                 ds[r * WARP + lane] = weight * (dp[r] - delta_of);

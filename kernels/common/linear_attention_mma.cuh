@@ -26,8 +26,7 @@ DEV void load_features(bf16* to, const bf16* from, const Rows& of, u32 first, u3
         u32 left = first + row < of.count && c < at.d ? at.d - c : 0;
         f32 v[8] = {};
         if (left > 0) load_wide(from + row_at(of, first + row, at) + c, left, at.wide, v);
-#pragma unroll
-        for (u32 e = 0; e < 8; e++) v[e] = e < left ? phi_approx(v[e]) : 0.0f;
+        UNROLL for (u32 e = 0; e < 8; e++) v[e] = e < left ? phi_approx(v[e]) : 0.0f;
         store_wide(to + row * at.d8 + c, 8, true, v);
     }
 }
@@ -80,11 +79,10 @@ DEV void add_products(StateSums& sums, const bf16* x, const bf16* y, u32 rows, c
         if (sums.first >= at.steps) break;
         u32 a[4], b[4], behind[2];
         ldmatrix_x4_trans(a, x_at + 2 * row * at.d8);
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
+        UNROLL for (u32 j = 0; j < 4; j++) {
             if (j >= sums.each || sums.first + j >= at.steps) continue;
             ldmatrix_x4_trans(b, y_at + 2 * row * at.d8 + 32 * (sums.first + j));
-            mma_pair(sums.m[j], a, b, true);
+            mma_pair<bf16>(sums.m[j], a, b, true);
         }
         if (sums.first > 0) continue;
         ldmatrix_x2_trans(behind, y + (row + lane % 16) * at.d8 + 16 * at.steps);
@@ -95,11 +93,9 @@ DEV void add_products(StateSums& sums, const bf16* x, const bf16* y, u32 rows, c
 // The block's sums as a state. A barrier has to follow.
 DEV void put_state(const StateBlock& block, const StateSums& sums, const Group& at, u32 lane) {
     if (sums.first >= at.steps) return;
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
+    UNROLL for (u32 half = 0; half < 2; half++) {
         u32 row = 16 * sums.step + lane / 4 + 8 * half;
-#pragma unroll
-        for (u32 n = 0; n < 8; n++) {
+        UNROLL for (u32 n = 0; n < 8; n++) {
             if (n / 2 >= sums.each || sums.first + n / 2 >= at.steps) continue;
             f32 left = sums.m[n / 2][n % 2][2 * half], right = sums.m[n / 2][n % 2][2 * half + 1];
             u32 place = row * at.d8 + 16 * sums.first + 8 * n + lane % 4 * 2;
@@ -118,26 +114,22 @@ template <bool TRANSPOSED>
 DEV void times_state(f32 (&out)[4][2][4], const bf16* rows, const StateBlock& block, const Group& at, u32 lane) {
     SharedAddress high = TRANSPOSED ? columns_start(block.high, at.d8, lane) : rows_start(block.high, at.d8, lane);
     u32 low = 32 * at.steps * at.d8;
-#pragma unroll
-    for (u32 n = 0; n < 8; n++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) out[n / 2][n % 2][i] = 0.0f;
+    UNROLL for (u32 n = 0; n < 8; n++) {
+        UNROLL for (u32 i = 0; i < 4; i++) out[n / 2][n % 2][i] = 0.0f;
     }
-#pragma unroll
-    for (u32 k = 0; k < 4; k++) {
+    UNROLL for (u32 k = 0; k < 4; k++) {
         if (k >= at.steps) continue;
         u32 a[4], b[4];
         ldmatrix_x4(a, own_start(rows, at.d8, lane) + 32 * k);
-#pragma unroll
-        for (u32 step = 0; step < 4; step++) {
+        UNROLL for (u32 step = 0; step < 4; step++) {
             if (step >= at.steps) continue;
             SharedAddress p = high + 32 * (TRANSPOSED ? step * at.d8 + k : k * at.d8 + step);
             if (TRANSPOSED) ldmatrix_x4(b, p);
             else ldmatrix_x4_trans(b, p);
-            mma_pair(out[step], a, b, true);
+            mma_pair<bf16>(out[step], a, b, true);
             if (TRANSPOSED) ldmatrix_x4(b, p + low);
             else ldmatrix_x4_trans(b, p + low);
-            mma_pair(out[step], a, b, true);
+            mma_pair<bf16>(out[step], a, b, true);
         }
     }
 }
@@ -145,16 +137,14 @@ DEV void times_state(f32 (&out)[4][2][4], const bf16* rows, const StateBlock& bl
 // 1 / n of a lane's two rows from `row` on: features times z; 0 where there is no row.
 DEV void row_inverses(f32 (&inverse)[2], const bf16* features, const StateBlock& block, u32 row, const Group& at, u32 lane) {
     f32 n[4] = {};
-#pragma unroll
-    for (u32 k = 0; k < 4; k++) {
+    UNROLL for (u32 k = 0; k < 4; k++) {
         if (k >= at.steps) continue;
         u32 a[4], b[2];
         ldmatrix_x4(a, own_start(features, at.d8, lane) + 32 * k);
         ldmatrix_x2_trans(b, block.high + (16 * k + lane % 16) * at.d8 + 16 * at.steps);
         mma_m16n8k16(n, a, b);
     }
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
+    UNROLL for (u32 half = 0; half < 2; half++) {
         f32 sum = __shfl_sync(FULL_MASK, n[2 * half] + n[2 * half + 1], lane / 4 * 4);
         inverse[half] = row + 8 * half < at.q.count ? 1.0f / sum : 0.0f;
     }
@@ -180,7 +170,7 @@ DEV void sum_state(const StateBlock& block, const bf16* qkv, const Group& at, u3
 DEV void linear_attention_fwd_mma(bf16* __restrict__ y, const bf16* __restrict__ qkv, u32 tokens, u32 heads, u32 d, u32, u32) {
     SMEM_DYN(shared);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const Group at = group_of(blockIdx.x, tokens, heads, heads, d, aligned16(qkv) && aligned16(y));
+    const Group at = group_of<bf16>(blockIdx.x, tokens, heads, heads, d, aligned16(qkv) && aligned16(y));
     const StateBlock block = state_block(shared, at, warp);
     sum_state(block, qkv, at, warp, lane);
     for (u32 row = 16 * warp; row < tokens; row += STATE_TILE) {
@@ -201,24 +191,19 @@ DEV void queries_backward(bf16* dqkv, bf16* features, bf16* dy, u32 row, const S
     times_state<true>(u, dy, block, at, lane);
     row_inverses(inverse, features, block, row + lane / 4, at, lane);
     u32 f[4][4];
-#pragma unroll
-    for (u32 step = 0; step < 4; step++) {
+    UNROLL for (u32 step = 0; step < 4; step++) {
         if (step >= at.steps) continue;
         ldmatrix_x4(f[step], own_start(features, at.d8, lane) + 32 * step);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             f32 low = bf16_low(f[step][i]) * u[step][i / 2][i % 2 * 2];
             delta[i % 2] = fma_f32(bf16_high(f[step][i]), u[step][i / 2][i % 2 * 2 + 1], delta[i % 2] + low);
         }
     }
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) delta[half] = quad_sum(delta[half]) * inverse[half];
+    UNROLL for (u32 half = 0; half < 2; half++) delta[half] = quad_sum(delta[half]) * inverse[half];
     __syncwarp();
-#pragma unroll
-    for (u32 step = 0; step < 4; step++) {
+    UNROLL for (u32 step = 0; step < 4; step++) {
         if (step >= at.steps) continue;
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             u32 half = i % 2, c = 16 * step + i / 2 * 8 + lane % 4 * 2;
             f32 left = bf16_low(f[step][i]), right = bf16_high(f[step][i]);
             f32(&pair)[4] = u[step][i / 2];
@@ -228,8 +213,7 @@ DEV void queries_backward(bf16* dqkv, bf16* features, bf16* dy, u32 row, const S
             *place = bf16_pair(left * inverse[half], right * inverse[half]);
         }
     }
-#pragma unroll
-    for (u32 half = 0; half < 2; half++)
+    UNROLL for (u32 half = 0; half < 2; half++)
         if (lane % 4 == 0) put_behind(dy + (lane / 4 + 8 * half) * at.d8, at.steps, -delta[half], -remainder_of(delta[half]));
     store_own<4>(dqkv, at.q, row, block.own, at.d8, u, inverse, at, lane, add);
 }
@@ -241,13 +225,11 @@ DEV void keys_backward(bf16* dqkv, const bf16* features, const bf16* values, u32
     times_state<false>(sums, features, block, at, lane);
     store_own<4>(dqkv, at.v, row, block.own, at.d8, sums, one, at, lane, add);
     times_state<true>(sums, values, block, at, lane);
-#pragma unroll
-    for (u32 step = 0; step < 4; step++) {
+    UNROLL for (u32 step = 0; step < 4; step++) {
         if (step >= at.steps) continue;
         u32 g[4];
         ldmatrix_x4(g, own_start(features, at.d8, lane) + 32 * step);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
+        UNROLL for (u32 i = 0; i < 4; i++) {
             u32 half = i % 2, c = 16 * step + i / 2 * 8 + lane % 4 * 2;
             f32(&pair)[4] = sums[step][i / 2];
             pair[2 * half] = (pair[2 * half] + block.z[c]) * phi_slope(bf16_low(g[i]));
@@ -261,7 +243,7 @@ DEV void linear_attention_bwd_mma(bf16* __restrict__ dqkv, const bf16* __restric
                                   u32 heads, u32 d, u32, u32, u32 accumulate) {
     SMEM_DYN(shared);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    const Group at = group_of(blockIdx.x, tokens, heads, heads, d, aligned16(qkv) && aligned16(dy) && aligned16(dqkv));
+    const Group at = group_of<bf16>(blockIdx.x, tokens, heads, heads, d, aligned16(qkv) && aligned16(dy) && aligned16(dqkv));
     const StateBlock block = state_block(shared, at, warp);
     sum_state(block, qkv, at, warp, lane);
 

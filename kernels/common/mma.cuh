@@ -45,6 +45,13 @@ DEV void mma_m16n8k8_tf32(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #endif
 }
 
+// Of factors stored as T: bf16, or f32 that is TF32.
+template <typename T>
+DEV void mma_of(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    if constexpr (sizeof(T) == sizeof(f32)) mma_m16n8k8_tf32(c, a, b);
+    else mma_m16n8k16(c, a, b);
+}
+
 // A word of shared memory.
 DEV u32 load_shared(SharedAddress at) {
 #ifdef __CUDACC__

@@ -38,8 +38,7 @@ DEV TapsApart<T> taps_of(const Taps<T>& at, const Parity& parity, u32 kernel_wid
 }
 template <typename T, u32 P>
 DEV void tap_places(const TapsApart<T>& at, TapWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 row = walk.row + p * walk.apart, t = row / at.outputs, tap = at.first + t / at.across * at.down + t % at.across * 2;
         walk.at[p] = at.data + ((u64)(row % at.outputs) * at.taps + tap) * at.outer + walk.col;
     }
@@ -61,8 +60,7 @@ DEV void walk_rows(const TapsApart<T>& at, TapWalk<T, P>& walk) {
         walk.output = 0;
         return tap_places(at, walk);
     }
-#pragma unroll
-    for (u32 p = 0; p < P; p++) walk.at[p] += (u64)(DEPTH * at.taps) * at.outer;
+    UNROLL for (u32 p = 0; p < P; p++) walk.at[p] += (u64)(DEPTH * at.taps) * at.outer;
 }
 
 // Their gradients' places: row (sample, i, j) of a parity's image of `height` and `width` is pixel (2 i + y, 2 j + x).

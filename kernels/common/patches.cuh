@@ -61,8 +61,7 @@ template <typename S, typename T, typename Walk>
 DEV void patch_start(const PatchSizes<T>& at, Walk& walk, u32 first, u32 r) {
     static_assert(S::ONE_COLUMN, "the pieces have one tap");
     walk.tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
-#pragma unroll
-    for (u32 p = 0; p < S::COUNT; p++) {
+    UNROLL for (u32 p = 0; p < S::COUNT; p++) {
         u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.out_width;
         walk.yx[p] = pack_place(row % at.out_height, pixel % at.out_width);
         walk.sample[p] = row / at.out_height;
@@ -75,8 +74,7 @@ struct Patches : PatchSizes<T> {
 };
 template <typename T, u32 P>
 DEV void patch_places(const Patches<T>& at, PatchWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++) walk.at[p] = patch_place(at, walk.tap, walk.sample[p], walk.yx[p]);
+    UNROLL for (u32 p = 0; p < P; p++) walk.at[p] = patch_place(at, walk.tap, walk.sample[p], walk.yx[p]);
 }
 template <typename S, typename T, u32 P>
 DEV void walk_from(const Patches<T>& at, PatchWalk<T, P>& walk, u32 first, u32 r) {
@@ -87,8 +85,7 @@ template <u32 N, typename T, u32 P>
 DEV void walk_columns(const Patches<T>& at, PatchWalk<T, P>& walk) {
     walk.tap.channel += N;
     if (walk.tap.channel < at.channels) {
-#pragma unroll
-        for (u32 p = 0; p < P; p++)
+        UNROLL for (u32 p = 0; p < P; p++)
             if (walk.at[p] != nullptr) walk.at[p] += N;
         return;
     }
@@ -132,8 +129,7 @@ DEV void walk_columns(const PatchesDown<T>& at, PatchDownWalk<T, P>& walk) {
 }
 template <u32 DEPTH, typename T, u32 P>
 DEV void walk_rows(const PatchesDown<T>& at, PatchDownWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 x = (walk.yx[p] & 0xffffu) + walk.step_x, carry = x >= at.out_width;
         x = carry ? x - at.out_width : x;
         u32 y = (walk.yx[p] >> 16) + walk.step_y + carry;
@@ -170,8 +166,7 @@ struct Uses {
 };
 template <typename T, u32 P>
 DEV void use_places(const Uses<T>& at, UseWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         walk.at[p] = nullptr;
         if (walk.copy_y >= walk.copies[p] >> 16 || walk.copy_x >= (walk.copies[p] & 0xffffu)) continue;
         u32 y = (walk.yx[p] >> 16) + walk.copy_y + at.pad_height - walk.tap.y;
@@ -193,8 +188,7 @@ DEV void walk_from(const Uses<T>& at, UseWalk<T, P>& walk, u32 first, u32 r) {
     walk.tap = tap_of(col % of_copy, at.channels, at.kernel_width);
     walk.copy_y = copy / across;
     walk.copy_x = copy % across;
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 pixel = share_row<S>(at, first, r, p), x = pixel % at.source_width, y = pixel / at.source_width % at.source_height;
         u32 first_y = ceil_div(y * at.height, at.source_height), first_x = ceil_div(x * at.width, at.source_width);
         walk.sample[p] = pixel / at.source_width / at.source_height;
@@ -208,8 +202,7 @@ template <u32 N, typename T, u32 P>
 DEV void walk_columns(const Uses<T>& at, UseWalk<T, P>& walk) {
     walk.tap.channel += N;
     if (walk.tap.channel < at.channels) {
-#pragma unroll
-        for (u32 p = 0; p < P; p++)
+        UNROLL for (u32 p = 0; p < P; p++)
             if (walk.at[p] != nullptr) walk.at[p] += N;
         return;
     }
@@ -244,8 +237,7 @@ DEV const T* walk_place(const O&, const MaskedWalk<T, P>& walk, u32 p) {
 // product.cuh's, where nothing has to be selected.
 template <typename S, typename Place, typename O, typename T, u32 P>
 DEV void mma_copy(SharedAddress stage, const O&, const MaskedWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++)
+    UNROLL for (u32 p = 0; p < P; p++)
         async_copy16_zero_fill(stage + Place::of_piece(S::row(p), S::piece(p)), walk.at[p], (walk.inside[p] & 1u) * 16);
 }
 // The bits of all taps of a window that begins at (y, x), which wrap around before the first row or column.
@@ -274,8 +266,7 @@ DEV void walk_from(const PatchRows<T>& at, MaskedWalk<T, P>& walk, u32 first, u3
     Tap tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
     walk.channel = tap.channel;
     walk.tap_x = tap.x;
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.out_width;
         u32 y = row % at.out_height * at.stride - at.pad_height, x = pixel % at.out_width * at.stride - at.pad_width;
         i64 from = ((i64)(row / at.out_height * at.height) + (i32)(y + tap.y)) * at.width + (i32)(x + tap.x);
@@ -295,8 +286,7 @@ DEV void walk_columns(const PatchRows<T>& at, MaskedWalk<T, P>& walk) {
         walk.tap_x = 0;
         step += ((u64)at.width - at.kernel_width) * at.channels;
     }
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         walk.at[p] += step;
         walk.inside[p] >>= taps;
     }
@@ -321,8 +311,7 @@ DEV void walk_from(const PatchStrips<T>& at, MaskedWalk<T, P>& walk, u32 first, 
     static_assert(S::ONE_COLUMN, "the pieces have one tap");
     Tap tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
     u32 period = strips_period<S::DEPTH>(at), step_y = S::DEPTH / at.out_width % at.out_height;
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.out_width, y = row % at.out_height;
         u32 x = pixel % at.out_width * at.stride + tap.x - at.pad_width, inside = 0;
         i64 from = (i64)(row / at.out_height * at.height + y * at.stride + tap.y) - at.pad_height;
@@ -339,14 +328,12 @@ DEV void walk_from(const PatchStrips<T>& at, MaskedWalk<T, P>& walk, u32 first, 
 // Within a piece, whose channels have one tap.
 template <u32 N, typename T, u32 P>
 DEV void walk_columns(const PatchStrips<T>&, MaskedWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++) walk.at[p] += N;
+    UNROLL for (u32 p = 0; p < P; p++) walk.at[p] += N;
 }
 template <u32 DEPTH, typename T, u32 P>
 DEV void walk_rows(const PatchStrips<T>& at, MaskedWalk<T, P>& walk) {
     u64 step = (u64)(DEPTH / at.out_width * at.stride * at.width) * at.channels;
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         walk.at[p] += step;
         walk.inside[p] = walk.inside[p] >> 1 | walk.inside[p] << 31;
     }
@@ -369,8 +356,7 @@ DEV void walk_from(const UseRows<T>& at, MaskedWalk<T, P>& walk, u32 first, u32 
     Tap tap = tap_of(share_col<S>(at, first, r, 0), at.channels, at.kernel_width);
     walk.channel = tap.channel;
     walk.tap_x = tap.x;
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 pixel = share_row<S>(at, first, r, p), row = pixel / at.width;
         u32 y = row % at.height + at.pad_height, x = pixel % at.width + at.pad_width, columns = 0, inside = 0;
         for (u32 i = 0; i < at.kernel_width; i++)
@@ -395,8 +381,7 @@ DEV void walk_columns(const UseRows<T>& at, MaskedWalk<T, P>& walk) {
         walk.tap_x = 0;
         step -= ((u64)at.out_width - at.kernel_width) * at.channels;
     }
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         walk.at[p] += step;
         walk.inside[p] >>= taps;
     }
@@ -422,8 +407,7 @@ struct Taps {
 };
 template <typename T, u32 P>
 DEV void tap_places(const Taps<T>& at, TapWalk<T, P>& walk) {
-#pragma unroll
-    for (u32 p = 0; p < P; p++) {
+    UNROLL for (u32 p = 0; p < P; p++) {
         u32 row = walk.row + p * walk.apart;
         walk.at[p] = at.data + ((u64)(row % at.outputs) * at.taps + row / at.outputs % at.taps) * at.outer + walk.col;
     }
@@ -441,8 +425,7 @@ DEV void walk_from(const Taps<T>& at, TapWalk<T, P>& walk, u32 first, u32 r) {
 template <u32 N, typename T, u32 P>
 DEV void walk_columns(const Taps<T>&, TapWalk<T, P>& walk) {
     walk.col += N;
-#pragma unroll
-    for (u32 p = 0; p < P; p++) walk.at[p] += N;
+    UNROLL for (u32 p = 0; p < P; p++) walk.at[p] += N;
 }
 template <u32 DEPTH, typename T, u32 P>
 DEV void walk_rows(const Taps<T>& at, TapWalk<T, P>& walk) {
@@ -459,8 +442,7 @@ DEV void walk_rows(const Taps<T>& at, TapWalk<T, P>& walk) {
             step -= (u64)at.taps * at.outer;
         }
     }
-#pragma unroll
-    for (u32 p = 0; p < P; p++) walk.at[p] += step;
+    UNROLL for (u32 p = 0; p < P; p++) walk.at[p] += step;
 }
 template <typename T, u32 P>
 DEV const T* walk_place(const Taps<T>&, const TapWalk<T, P>& walk, u32 p) {

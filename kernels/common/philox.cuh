@@ -53,8 +53,7 @@ DEV u32 xor_of_three(u32 a, u32 b, u32 c) {
 // 128 random bits of a 128-bit counter and the 64-bit key `seed`.
 DEV U32x4 philox4x32_10(U32x4 c, u64 seed) {
     u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
-#pragma unroll
-    for (u32 round = 0; round < 10; round++) {
+    UNROLL for (u32 round = 0; round < 10; round++) {
         if (round > 0) {
             k0 += 0x9E3779B9u;
             k1 += 0xBB67AE85u;
@@ -117,8 +116,7 @@ DEV u32 permute(u32 index, u32 len, u64 seed, u32 epoch) {
     u32 mask = (1u << half_bits) - 1, x = index;
     do {
         u32 l = x >> half_bits, r = x & mask;
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
+        UNROLL for (u32 i = 0; i < 8; i++) {
             u32 next = l ^ (mix(r ^ keys[i]) & mask);
             l = r;
             r = next;

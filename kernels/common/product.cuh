@@ -93,20 +93,17 @@ struct Stored {
 };
 template <typename S, typename T, typename Walk>
 DEV void walk_from(const Stored<T>& operand, Walk& walk, u32 first, u32 r) {
-#pragma unroll
-    for (u32 p = 0; p < S::COUNT; p++)
+    UNROLL for (u32 p = 0; p < S::COUNT; p++)
         walk.at[p] = operand.data + (u64)share_row<S>(operand, first, r, p) * operand.stride + share_col<S>(operand, first, r, p);
 }
 template <u32 N, typename T, typename Walk>
 DEV void walk_columns(const Stored<T>&, Walk& walk) {
-#pragma unroll
-    for (auto& at : walk.at) at += N;
+    UNROLL for (auto& at : walk.at) at += N;
 }
 template <u32 DEPTH, typename T, typename Walk>
 DEV void walk_rows(const Stored<T>& operand, Walk& walk) {
     u64 step = (u64)DEPTH * operand.stride;
-#pragma unroll
-    for (auto& at : walk.at) at += step;
+    UNROLL for (auto& at : walk.at) at += step;
 }
 template <typename T, typename Walk>
 DEV const T* walk_place(const Stored<T>&, const Walk& walk, u32 p) {
@@ -131,16 +128,14 @@ using FmaShare = Share<SIDE, FMA_DEPTH, 256, 4, R_ALONG_ROW>;
 template <u32 SIDE, bool R_ALONG_ROW, typename O, typename Walk>
 DEV void fma_read(f32 (&ahead)[SIDE / 64][4], const O& operand, Walk& walk, u32 first, u32 r, u32 r_end) {
     typedef FmaShare<SIDE, R_ALONG_ROW> S;
-#pragma unroll
-    for (u32 p = 0; p < S::COUNT; p++) {
+    UNROLL for (u32 p = 0; p < S::COUNT; p++) {
         u32 left = share_left<S>(operand, first, r, r_end, p);
         if (operand.wide && left >= 4) {
             const f32* from = walk_place(operand, walk, p);
             load_wide(from, 0, from != nullptr, ahead[p]);
         } else {
             Walk at = walk;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
+            UNROLL for (u32 i = 0; i < 4; i++) {
                 const f32* from = i < left ? walk_place(operand, at, p) : nullptr;
                 ahead[p][i] = from != nullptr ? *from : 0.0f;
                 walk_columns<1>(operand, at);
@@ -152,12 +147,10 @@ DEV void fma_read(f32 (&ahead)[SIDE / 64][4], const O& operand, Walk& walk, u32 
 
 template <u32 SIDE, bool R_ALONG_ROW>
 DEV void fma_put(f32 (&tile)[FMA_DEPTH][SIDE + 4], const f32 (&ahead)[SIDE / 64][4]) {
-#pragma unroll
-    for (u32 p = 0; p < SIDE / 64; p++) {
+    UNROLL for (u32 p = 0; p < SIDE / 64; p++) {
         u32 piece = p * 256 + threadIdx.x;
         if (R_ALONG_ROW) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) tile[piece % 4 * 4 + i][piece / 4] = ahead[p][i];
+            UNROLL for (u32 i = 0; i < 4; i++) tile[piece % 4 * 4 + i][piece / 4] = ahead[p][i];
         } else {
             store_wide(&tile[piece / (SIDE / 4)][piece % (SIDE / 4) * 4], 4, true, ahead[p]);
         }
@@ -176,13 +169,10 @@ DEV void fma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     walk_from<FmaShare<SIDE, A_R_ALONG_ROW>>(a, a_walk, row0, r);
     walk_from<FmaShare<SIDE, B_R_ALONG_ROW>>(b, b_walk, col0, r);
     f32 sums[PARTS * 4][PARTS][4], row_sums[PARTS * 4];
-#pragma unroll
-    for (u32 i = 0; i < PARTS * 4; i++) {
+    UNROLL for (u32 i = 0; i < PARTS * 4; i++) {
         row_sums[i] = 0.0f;
-#pragma unroll
-        for (u32 q = 0; q < PARTS; q++)
-#pragma unroll
-            for (u32 j = 0; j < 4; j++) sums[i][q][j] = 0.0f;
+        UNROLL for (u32 q = 0; q < PARTS; q++)
+            UNROLL for (u32 j = 0; j < 4; j++) sums[i][q][j] = 0.0f;
     }
 
     f32 a_ahead[PARTS][4], b_ahead[PARTS][4];
@@ -199,41 +189,33 @@ DEV void fma_product(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
 #pragma unroll 4
         for (u32 d = 0; d < FMA_DEPTH; d++) {
             f32 av[PARTS][4], bv[PARTS][4];
-#pragma unroll
-            for (u32 q = 0; q < PARTS; q++) {
+            UNROLL for (u32 q = 0; q < PARTS; q++) {
                 load_wide(&fma_a[d][q * 64 + y], 4, true, av[q]);
                 load_wide(&fma_b[d][q * 64 + x], 4, true, bv[q]);
             }
-#pragma unroll
-            for (u32 i = 0; i < PARTS * 4; i++) {
+            UNROLL for (u32 i = 0; i < PARTS * 4; i++) {
                 if constexpr (To::SUMS) row_sums[i] += av[i / 4][i % 4];
-#pragma unroll
-                for (u32 q = 0; q < PARTS; q++)
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) sums[i][q][j] = fma_f32(av[i / 4][i % 4], bv[q][j], sums[i][q][j]);
+                UNROLL for (u32 q = 0; q < PARTS; q++)
+                    UNROLL for (u32 j = 0; j < 4; j++) sums[i][q][j] = fma_f32(av[i / 4][i % 4], bv[q][j], sums[i][q][j]);
             }
         }
         __syncthreads();
     }
     if constexpr (To::SUMS) {
-#pragma unroll
-        for (u32 i = 0; i < PARTS * 4; i++) {
+        UNROLL for (u32 i = 0; i < PARTS * 4; i++) {
             u32 row = row0 + i / 4 * 64 + y + i % 4;
             if (to.sums != nullptr && col0 == 0 && x == 0 && row < a.outer) finish_sum(to, row, row_sums[i]);
         }
     }
     typename To::Columns columns[PARTS];
-#pragma unroll
-    for (u32 q = 0; q < PARTS; q++) {
+    UNROLL for (u32 q = 0; q < PARTS; q++) {
         u32 col = col0 + q * 64 + x;
         if (col < b.outer) columns_of(to, col, to.wide, columns[q]);
     }
-#pragma unroll
-    for (u32 i = 0; i < PARTS * 4; i++) {
+    UNROLL for (u32 i = 0; i < PARTS * 4; i++) {
         u32 row = row0 + i / 4 * 64 + y + i % 4;
         if (row >= a.outer) continue;
-#pragma unroll
-        for (u32 q = 0; q < PARTS; q++) {
+        UNROLL for (u32 q = 0; q < PARTS; q++) {
             u32 col = col0 + q * 64 + x;
             if (col < b.outer) finish(to, columns[q], row, col, sums[i][q], to.wide);
         }
@@ -311,8 +293,7 @@ struct MmaPlace {
     DEV void load_stored(u32 (&words)[4], SharedAddress lane, u32 i, u32 half) {
         SharedAddress at = (half == 0 ? lane : shared_xor(lane, FLIP) + DOWN) + i * NEXT;
         if (WORDS) {
-#pragma unroll
-            for (u32 w = 0; w < 4; w++) {
+            UNROLL for (u32 w = 0; w < 4; w++) {
                 u32 o_half = IS_B ? w / 2 : w % 2, r_half = IS_B ? w % 2 : w / 2;
                 words[w] = load_shared(at + (r_half * 4 * ROW + o_half * 32));
             }
@@ -326,8 +307,7 @@ struct MmaPlace {
     DEV void load(u32 (&words)[4], SharedAddress lane, u32 i, u32 half) {
         load_stored(words, lane, i, half);
         if constexpr (sizeof(T) == sizeof(f32)) {
-#pragma unroll
-            for (u32 w = 0; w < 4; w++) words[w] = tf32_bits(f32_from_bits(words[w]));
+            UNROLL for (u32 w = 0; w < 4; w++) words[w] = tf32_bits(f32_from_bits(words[w]));
         }
     }
 };
@@ -335,8 +315,7 @@ struct MmaPlace {
 // Starts to copy whole pieces of an operand's next step.
 template <typename S, typename Place, typename O, typename Walk>
 DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
-#pragma unroll
-    for (u32 p = 0; p < S::COUNT; p++) {
+    UNROLL for (u32 p = 0; p < S::COUNT; p++) {
         SharedAddress to = stage + Place::of_piece(S::row(p), S::piece(p));
         const auto* from = walk_place(operand, walk, p);
         if constexpr (O::DENSE) async_copy16(to, from);
@@ -348,8 +327,7 @@ DEV void mma_copy(SharedAddress stage, const O& operand, const Walk& walk) {
 template <typename S, typename Place, bool WIDE, typename O, typename Walk>
 DEV void mma_copy_part(u8* stage, const O& operand, const Walk& walk, u32 first, u32 r, u32 r_end) {
     constexpr u32 SIZE = sizeof(*operand.data), OF_WORD = 4 / SIZE;
-#pragma unroll
-    for (u32 p = 0; p < S::COUNT; p++) {
+    UNROLL for (u32 p = 0; p < S::COUNT; p++) {
         u32 left = share_left<S>(operand, first, r, r_end, p);
         u8* to = stage + Place::of_piece(S::row(p), S::piece(p));
         if (WIDE || operand.wide) {
@@ -360,8 +338,7 @@ DEV void mma_copy_part(u8* stage, const O& operand, const Walk& walk, u32 first,
 #pragma unroll 1
             for (u32 i = 0; i < S::N; i += OF_WORD) {
                 u32 word = 0;
-#pragma unroll
-                for (u32 e = 0; e < OF_WORD; e++) {
+                UNROLL for (u32 e = 0; e < OF_WORD; e++) {
                     const auto* from = i + e < left ? walk_place(operand, at, p) : nullptr;
                     walk_columns<1>(operand, at);
                     if (from != nullptr) word |= storage_bits(*from) << (16 * e);
@@ -412,12 +389,6 @@ struct MmaOperands {
     }
 };
 
-// c += A B in the operands' type: a step's half.
-template <typename T>
-DEV void mma_half(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    if constexpr (sizeof(T) == sizeof(f32)) mma_m16n8k8_tf32(c, a, b);
-    else mma_m16n8k16(c, a, b);
-}
 // c += A's rows, summed: products with ones. What TF32 leaves of a word is summed too, so that a bias's gradient is as exact as in f32 (and
 // NaN where a factor is infinite, or rounded to it).
 template <typename T>
@@ -425,11 +396,9 @@ DEV void mma_row_sums(f32 (&c)[4], const u32 (&stored)[4]) {
     if constexpr (sizeof(T) == sizeof(f32)) {
         const u32 ones[2] = {0x3f800000u, 0x3f800000u};
         u32 part[4];
-#pragma unroll
-        for (u32 w = 0; w < 4; w++) part[w] = tf32_bits(f32_from_bits(stored[w]));
+        UNROLL for (u32 w = 0; w < 4; w++) part[w] = tf32_bits(f32_from_bits(stored[w]));
         mma_m16n8k8_tf32(c, part, ones);
-#pragma unroll
-        for (u32 w = 0; w < 4; w++) part[w] = tf32_bits(f32_from_bits(stored[w]) - f32_from_bits(part[w]));
+        UNROLL for (u32 w = 0; w < 4; w++) part[w] = tf32_bits(f32_from_bits(stored[w]) - f32_from_bits(part[w]));
         mma_m16n8k8_tf32(c, part, ones);
     } else {
         const u32 ones[2] = {0x3f803f80u, 0x3f803f80u};
@@ -449,21 +418,15 @@ struct MmaSums {
     f32 of_rows[SUM_BLOCKS][4];
 
     DEV void clear(MmaSums& own) {
-#pragma unroll
-        for (u32 i = 0; i < BLOCKS; i++)
-#pragma unroll
-            for (u32 j = 0; j < 2 * GROUPS; j++)
-#pragma unroll
-                for (u32 e = 0; e < 4; e++) own.of[i][j][e] = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < SUM_BLOCKS; i++)
-#pragma unroll
-            for (u32 e = 0; e < 4; e++) own.of_rows[i][e] = 0.0f;
+        UNROLL for (u32 i = 0; i < BLOCKS; i++)
+            UNROLL for (u32 j = 0; j < 2 * GROUPS; j++)
+                UNROLL for (u32 e = 0; e < 4; e++) own.of[i][j][e] = 0.0f;
+        UNROLL for (u32 i = 0; i < SUM_BLOCKS; i++)
+            UNROLL for (u32 e = 0; e < 4; e++) own.of_rows[i][e] = 0.0f;
     }
     DEV void add_rows(MmaSums& own, SharedAddress a_rows, u32 half) {
         if constexpr (SUMS) {
-#pragma unroll
-            for (u32 i = 0; i < SUM_BLOCKS; i++) {
+            UNROLL for (u32 i = 0; i < SUM_BLOCKS; i++) {
                 u32 rows[4];
                 PlaceA::load_stored(rows, a_rows, i, half);
                 mma_row_sums<T>(own.of_rows[i], rows);
@@ -472,22 +435,18 @@ struct MmaSums {
     }
     // The fragments lie at a lane's addresses `a` and `b` of a stage; A's of its own row blocks at `a_rows`.
     DEV void add(MmaSums& own, SharedAddress a, SharedAddress b, SharedAddress a_rows, bool summing) {
-#pragma unroll
-        for (u32 half = 0; half < 2; half++) {
+        UNROLL for (u32 half = 0; half < 2; half++) {
             // In TF32 first, while no other fragments take the registers that a word's two parts need.
             if (sizeof(T) == sizeof(f32) && summing) add_rows(own, a_rows, half);
             u32 af[BLOCKS][4];
-#pragma unroll
-            for (u32 i = 0; i < BLOCKS; i++) PlaceA::load(af[i], a, i, half);
-#pragma unroll
-            for (u32 j = 0; j < GROUPS; j++) {
+            UNROLL for (u32 i = 0; i < BLOCKS; i++) PlaceA::load(af[i], a, i, half);
+            UNROLL for (u32 j = 0; j < GROUPS; j++) {
                 u32 bf[4];
                 PlaceB::load(bf, b, j, half);
                 const u32 first[2] = {bf[0], bf[1]}, second[2] = {bf[2], bf[3]};
-#pragma unroll
-                for (u32 i = 0; i < BLOCKS; i++) {
-                    mma_half<T>(own.of[i][2 * j], af[i], first);
-                    mma_half<T>(own.of[i][2 * j + 1], af[i], second);
+                UNROLL for (u32 i = 0; i < BLOCKS; i++) {
+                    mma_of<T>(own.of[i][2 * j], af[i], first);
+                    mma_of<T>(own.of[i][2 * j + 1], af[i], second);
                 }
             }
             if (sizeof(T) < sizeof(f32) && summing) add_rows(own, a_rows, half);
@@ -501,8 +460,7 @@ DEV void mma_neighbours(f32 (&v)[4], const f32 (&first)[2], const f32 (&second)[
     u32 t = threadIdx.x % 4;
     bool upper = t >= 2, odd = t % 2 != 0;
     f32 low[2], high[2];
-#pragma unroll
-    for (u32 e = 0; e < 2; e++) {
+    UNROLL for (u32 e = 0; e < 2; e++) {
         // Of the own block, lane t has one pair and the lane two further the other.
         f32 own = upper ? second[e] : first[e];
         f32 got = __shfl_xor_sync(FULL_MASK, upper ? first[e] : second[e], 2);
@@ -520,13 +478,11 @@ DEV void mma_finish(const f32 (&sums)[BLOCKS][COLUMNS][4], u32 row0, u32 col0, u
     u32 t = threadIdx.x % 4;
     row0 += threadIdx.x % WARP / 4;
     bool wide = WHOLE || to.wide;
-#pragma unroll
-    for (u32 j = 0; j < COLUMNS; j += 2) {
+    UNROLL for (u32 j = 0; j < COLUMNS; j += 2) {
         u32 col = col0 + j * 8 + To::N * t;
         typename To::Columns columns;
         if (col < cols) columns_of(to, col, wide, columns);
-#pragma unroll
-        for (u32 i = 0; i < 2 * BLOCKS; i++) {
+        UNROLL for (u32 i = 0; i < 2 * BLOCKS; i++) {
             u32 row = row0 + i * 8;
             const f32 first[2] = {sums[i / 2][j][i % 2 * 2], sums[i / 2][j][i % 2 * 2 + 1]};
             const f32 second[2] = {sums[i / 2][j + 1][i % 2 * 2], sums[i / 2][j + 1][i % 2 * 2 + 1]};
@@ -597,8 +553,7 @@ DEV void mma_tile(const A& a, const B& b, u32 r, u32 r_end, const To& to) {
     async_wait<0>();
     if constexpr (To::SUMS) {
         if (summing && threadIdx.x % 4 == 0) {
-#pragma unroll
-            for (u32 e = 0; e < 2 * Sums::SUM_BLOCKS; e++) {
+            UNROLL for (u32 e = 0; e < 2 * Sums::SUM_BLOCKS; e++) {
                 u32 row = row0 + sum_row + e * 8 + threadIdx.x % WARP / 4;
                 if (row < a.outer) finish_sum(to, row, sums.of_rows[e / 2][e % 2 * 2]);
             }

@@ -4,15 +4,13 @@
 
 // The sum over the 32 lanes of a full warp, in every lane: a butterfly, distances 16, 8, 4, 2, 1.
 DEV f32 warp_sum(f32 v) {
-#pragma unroll
-    for (u32 distance = WARP / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(FULL_MASK, v, distance);
+    UNROLL for (u32 distance = WARP / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(FULL_MASK, v, distance);
     return v;
 }
 
 // The largest over the 32 lanes of a full warp, in every lane.
 DEV f32 warp_max(f32 v) {
-#pragma unroll
-    for (u32 distance = WARP / 2; distance > 0; distance /= 2) v = max_f32(v, __shfl_xor_sync(FULL_MASK, v, distance));
+    UNROLL for (u32 distance = WARP / 2; distance > 0; distance /= 2) v = max_f32(v, __shfl_xor_sync(FULL_MASK, v, distance));
     return v;
 }
 
@@ -23,14 +21,12 @@ template <u32 N>
 DEV void block_sum(f32 (&v)[N]) {
     SHARED(f32, block_sum_partial, [N * WARP]);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-#pragma unroll
-    for (u32 n = 0; n < N; n++) {
+    UNROLL for (u32 n = 0; n < N; n++) {
         v[n] = warp_sum(v[n]);
         if (lane == 0) block_sum_partial[n * WARP + warp] = v[n];
     }
     __syncthreads();
-#pragma unroll
-    for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane < warps ? block_sum_partial[n * WARP + lane] : 0.0f);
+    UNROLL for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane < warps ? block_sum_partial[n * WARP + lane] : 0.0f);
     __syncthreads();
 }
 

@@ -88,8 +88,7 @@ DEV void read(const T* p, u32 (&words)[1]) {
 template <typename T>
 DEV void read(const T* p, u32 (&words)[4]) {
     Vec16<u32> at_once = load16(reinterpret_cast<const u32*>(p));
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) words[i] = at_once.v[i];
+    UNROLL for (u32 i = 0; i < 4; i++) words[i] = at_once.v[i];
 }
 // For an address that is no multiple of 16.
 DEV u32 word_at(const f32* p, u32 i) { return f32_bits(p[i]); }
@@ -100,8 +99,7 @@ DEV void read_narrow(const T* p, u32 (&words)[1]) {
 }
 template <typename T>
 DEV void read_narrow(const T* p, u32 (&words)[4]) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) words[i] = word_at(p, i);
+    UNROLL for (u32 i = 0; i < 4; i++) words[i] = word_at(p, i);
 }
 template <typename T>
 DEV void write(T* p, bool, const u32 (&words)[1]) {
@@ -116,15 +114,13 @@ DEV void write(bf16* p, bool wide, const u32 (&words)[4]) {
         store16(reinterpret_cast<u32*>(p), Vec16<u32>{words[0], words[1], words[2], words[3]});
         return;
     }
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) p[i] = bf16{(u16)(words[i / 2] >> (i % 2 * 16))};
+    UNROLL for (u32 i = 0; i < 8; i++) p[i] = bf16{(u16)(words[i / 2] >> (i % 2 * 16))};
 }
 
 // A piece's values, and back.
 template <u32 V>
 DEV void values_of(const u32 (&words)[WORDS<V>], u32 piece, f32 (&v)[PIECE<V>]) {
-#pragma unroll
-    for (u32 i = 0; i < PIECE<V>; i++) {
+    UNROLL for (u32 i = 0; i < PIECE<V>; i++) {
         if constexpr (V == 8) v[i] = i % 2 == 0 ? bf16_low(words[2 * piece + i / 2]) : bf16_high(words[2 * piece + i / 2]);
         else v[i] = f32_from_bits(words[i]);
     }
@@ -135,8 +131,7 @@ DEV void put_values(u32 (&words)[WORDS<V>], u32 piece, const f32 (&v)[PIECE<V>])
         words[2 * piece] = bf16_pair(v[0], v[1]);
         words[2 * piece + 1] = bf16_pair(v[2], v[3]);
     } else {
-#pragma unroll
-        for (u32 i = 0; i < PIECE<V>; i++) words[i] = f32_bits(v[i]);
+        UNROLL for (u32 i = 0; i < PIECE<V>; i++) words[i] = f32_bits(v[i]);
     }
 }
 
@@ -170,17 +165,13 @@ DEV Source<T> source_of(T* y, const Sizes& sizes, const Share& s) {
 // The thread's share in registers, zeros where there is none.
 template <u32 W, typename T>
 DEV void hold(const Source<T>& from, const Share& s, u32 (&held)[HELD][W]) {
-#pragma unroll
-    for (u32 i = 0; i < HELD; i++)
-#pragma unroll
-        for (u32 j = 0; j < W; j++) held[i][j] = 0;
+    UNROLL for (u32 i = 0; i < HELD; i++)
+        UNROLL for (u32 j = 0; j < W; j++) held[i][j] = 0;
     if (W == 1 || from.wide) {
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++)
+        UNROLL for (u32 i = 0; i < HELD; i++)
             if (s.pixel + i * s.rows < s.end) read(from.at + (u64)(i * from.step), held[i]);
     } else {
-#pragma unroll
-        for (u32 i = 0; i < HELD; i++)
+        UNROLL for (u32 i = 0; i < HELD; i++)
             if (s.pixel + i * s.rows < s.end) read_narrow(from.at + (u64)(i * from.step), held[i]);
     }
 }
@@ -200,24 +191,19 @@ DEV void sum_rows(const Memory& m, const Sizes& sizes, const Share& s, f32 (&tot
     u32 c = threadIdx.x - share * sizes.strip, at = c / V * PIECE<V> + c % PIECE<V>, plane = c % V / PIECE<V>;
     if (share < shares) {
         f32 sums[N];
-#pragma unroll
-        for (u32 n = 0; n < N; n++) sums[n] = 0.0f;
+        UNROLL for (u32 n = 0; n < N; n++) sums[n] = 0.0f;
 #pragma unroll 4
         for (u32 row = share; row < s.rows; row += shares) {
-#pragma unroll
-            for (u32 n = 0; n < N; n++) sums[n] += m.lanes[2 * n + plane][row * sizes.columns * PIECE<V> + at];
+            UNROLL for (u32 n = 0; n < N; n++) sums[n] += m.lanes[2 * n + plane][row * sizes.columns * PIECE<V> + at];
         }
-#pragma unroll
-        for (u32 n = 0; n < N; n++) m.shares[n][threadIdx.x] = sums[n];
+        UNROLL for (u32 n = 0; n < N; n++) m.shares[n][threadIdx.x] = sums[n];
     }
     __syncthreads();
     if (threadIdx.x >= s.channels) return;
-#pragma unroll
-    for (u32 n = 0; n < N; n++) totals[n] = 0.0f;
+    UNROLL for (u32 n = 0; n < N; n++) totals[n] = 0.0f;
 #pragma unroll 4
     for (u32 i = 0; i < shares; i++) {
-#pragma unroll
-        for (u32 n = 0; n < N; n++) totals[n] += m.shares[n][i * sizes.strip + threadIdx.x];
+        UNROLL for (u32 n = 0; n < N; n++) totals[n] += m.shares[n][i * sizes.strip + threadIdx.x];
     }
 }
 

@@ -29,8 +29,7 @@ DEV void finish(const Gradient<T, N>& gradient, const typename Gradient<T, N>::C
     if (gradient.accumulate) {
         f32 old[N];
         load_wide(to, left, wide, old);
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] += old[i];
+        UNROLL for (u32 i = 0; i < N; i++) v[i] += old[i];
     }
     store_wide(to, left, wide, v);
 }
@@ -61,15 +60,13 @@ DEV void sum_columns(f32* __restrict__ partial, const T* __restrict__ dy, u32 fi
     u32 col0 = blockIdx.y * WARP * N, col = col0 + lane * N;
     bool wide = cols % N == 0 && aligned16(dy);
     f32 sums[N];
-#pragma unroll
-    for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
+    UNROLL for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
     if (col < cols) {
         u32 left = cols - col;
         for (u32 row = first + warp; row < last; row += WARPS) {
             f32 d[N];
             load_wide(dy + (u64)row * cols + col, left, wide, d);
-#pragma unroll
-            for (u32 i = 0; i < N; i++) sums[i] += d[i];
+            UNROLL for (u32 i = 0; i < N; i++) sums[i] += d[i];
         }
     }
     store_wide(&column_parts[warp][lane * N], N, true, sums);
@@ -77,7 +74,6 @@ DEV void sum_columns(f32* __restrict__ partial, const T* __restrict__ dy, u32 fi
     u32 c = threadIdx.x;
     if (c >= WARP * N || col0 + c >= cols) return;
     f32 sum = 0.0f;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) sum += column_parts[w][c];
+    UNROLL for (u32 w = 0; w < WARPS; w++) sum += column_parts[w][c];
     partial[col0 + c] = sum;
 }

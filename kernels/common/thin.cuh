@@ -66,8 +66,7 @@ DEV void thin_tile(f32 (&tile)[THIN_ROWS + 2][THIN_COLS + 2][4], const ThinSizes
         bool inside = y < sizes.height && x < sizes.width;
         f32 v[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         const T* from = sizes.thin + (((u64)sample * sizes.height + y) * sizes.width + x) * N;
-#pragma unroll
-        for (u32 n = 0; n < N; n++)
+        UNROLL for (u32 n = 0; n < N; n++)
             if (inside) v[n] = to_f32(from[n]);
         store_wide(&tile[row][col][0], 4, true, v);
     }
@@ -82,23 +81,16 @@ DEV void thin_row(T* to, const f32 (&tile)[THIN_ROWS + 2][THIN_COLS + 2][4], con
 #pragma unroll 1
     for (u32 col = 0; col < cols; col += AHEAD) {
         f32 sums[AHEAD][2] = {};
-#pragma unroll
-        for (u32 ky = 0; ky < 3; ky++) {
+        UNROLL for (u32 ky = 0; ky < 3; ky++) {
             f32 around[AHEAD + 2][4];
-#pragma unroll
-            for (u32 i = 0; i < AHEAD + 2; i++) load_wide(&tile[row + ky][col + i][0], 4, true, around[i]);
-#pragma unroll
-            for (u32 kx = 0; kx < 3; kx++)
-#pragma unroll
-                for (u32 n = 0; n < N; n++)
-#pragma unroll
-                    for (u32 i = 0; i < AHEAD; i++)
-#pragma unroll
-                        for (u32 j = 0; j < 2; j++)
+            UNROLL for (u32 i = 0; i < AHEAD + 2; i++) load_wide(&tile[row + ky][col + i][0], 4, true, around[i]);
+            UNROLL for (u32 kx = 0; kx < 3; kx++)
+                UNROLL for (u32 n = 0; n < N; n++)
+                    UNROLL for (u32 i = 0; i < AHEAD; i++)
+                        UNROLL for (u32 j = 0; j < 2; j++)
                             sums[i][j] = fma_f32(w[3 * ky + kx][n][j], around[i + kx][n], sums[i][j]);
         }
-#pragma unroll
-        for (u32 i = 0; i < AHEAD; i++) {
+        UNROLL for (u32 i = 0; i < AHEAD; i++) {
             if (col + i >= cols) continue;
             f32 v[2] = {sums[i][0] + bias[0], sums[i][1] + bias[1]};
             put_pair(to + (u64)(col + i) * stride, even, add, v);
@@ -131,11 +123,9 @@ DEV void thin_product(T* to, const T* weight, const f32* bias, const ThinSizes<T
     __syncthreads();
     if (c >= channels) return;
     f32 w[9][N][2], own_bias[2];
-#pragma unroll
-    for (u32 j = 0; j < 2; j++) {
+    UNROLL for (u32 j = 0; j < 2; j++) {
         own_bias[j] = bias != nullptr ? bias[c + j] : 0.0f;
-#pragma unroll
-        for (u32 k = 0; k < 9 * N; k++) w[k / N][k % N][j] = weights[(within + j) * 9 * N + k];
+        UNROLL for (u32 k = 0; k < 9 * N; k++) w[k / N][k % N][j] = weights[(within + j) * 9 * N + k];
     }
     u32 cols = min_of(THIN_COLS, sizes.width - col0);
 #pragma unroll 1
@@ -165,24 +155,17 @@ DEV void thin_patch(f32 (&sums)[9][N][2], const f32 (&tile)[THIN_ROWS + 2][THIN_
 #pragma unroll 1
         for (u32 col = 0; col < THIN_COLS && col0 + col < sizes.width; col += THIN_AHEAD) {
             f32 v[THIN_AHEAD][2];
-#pragma unroll
-            for (u32 i = 0; i < THIN_AHEAD; i++) {
+            UNROLL for (u32 i = 0; i < THIN_AHEAD; i++) {
                 v[i][0] = v[i][1] = 0.0f;
                 if (c < sizes.wide_channels && col0 + col + i < sizes.width) load_pair(from + (u64)(col + i) * sizes.wide_channels, sizes.even, v[i]);
             }
-#pragma unroll
-            for (u32 ky = 0; ky < 3; ky++) {
+            UNROLL for (u32 ky = 0; ky < 3; ky++) {
                 f32 around[THIN_AHEAD + 2][4];
-#pragma unroll
-                for (u32 i = 0; i < THIN_AHEAD + 2; i++) load_wide(&tile[row + ky][col + i][0], 4, true, around[i]);
-#pragma unroll
-                for (u32 i = 0; i < THIN_AHEAD; i++)
-#pragma unroll
-                    for (u32 kx = 0; kx < 3; kx++)
-#pragma unroll
-                        for (u32 n = 0; n < N; n++)
-#pragma unroll
-                            for (u32 j = 0; j < 2; j++)
+                UNROLL for (u32 i = 0; i < THIN_AHEAD + 2; i++) load_wide(&tile[row + ky][col + i][0], 4, true, around[i]);
+                UNROLL for (u32 i = 0; i < THIN_AHEAD; i++)
+                    UNROLL for (u32 kx = 0; kx < 3; kx++)
+                        UNROLL for (u32 n = 0; n < N; n++)
+                            UNROLL for (u32 j = 0; j < 2; j++)
                                 sums[3 * ky + kx][n][j] = fma_f32(v[i][j], around[i + kx][n], sums[3 * ky + kx][n][j]);
             }
         }
@@ -196,10 +179,8 @@ DEV void thin_weight(f32* partial, const ThinSizes<T>& sizes, f32 (&tile)[THIN_R
     u32 lane = threadIdx.x % WARP, c = blockIdx.y * 2 * WARP + 2 * lane;
     u32 across = ceil_div(sizes.width, THIN_COLS), down = ceil_div(sizes.height, THIN_ROWS);
     f32 sums[9][N][2];
-#pragma unroll
-    for (u32 tap = 0; tap < 9; tap++)
-#pragma unroll
-        for (u32 n = 0; n < N; n++) sums[tap][n][0] = sums[tap][n][1] = 0.0f;
+    UNROLL for (u32 tap = 0; tap < 9; tap++)
+        UNROLL for (u32 n = 0; n < N; n++) sums[tap][n][0] = sums[tap][n][1] = 0.0f;
     u32 first = blockIdx.x * sizes.of_split, last = min_of(first + sizes.of_split, sizes.patches);
 #pragma unroll 1
     for (u32 patch = first; patch < last; patch++) {
@@ -212,8 +193,7 @@ DEV void thin_weight(f32* partial, const ThinSizes<T>& sizes, f32 (&tile)[THIN_R
     for (u32 warp = 0; warp < THIN_WARPS; warp++) {
         __syncthreads();
         if (threadIdx.x / WARP != warp) continue;
-#pragma unroll
-        for (u32 i = 0; i < 9 * N * 2; i++) {
+        UNROLL for (u32 i = 0; i < 9 * N * 2; i++) {
             f32 own = sums[i / 2 / N][i / 2 % N][i % 2];
             all[i][lane] = warp == 0 ? own : all[i][lane] + own;
         }

@@ -20,14 +20,18 @@ static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8, "the siz
 //
 // SMEM_DYN(name): the block's dynamic shared memory as `u8* name`, aligned to 128 bytes.
 //
+// UNROLL: the loop behind it is written out, whatever its length.
+//
 // SHARED(type, name, dims): a static shared array, `SHARED(f32, tile, [32][33]);`. Its contents are undefined at the
 // start of a block: the emulator reports a read of what no thread wrote.
 #ifdef __CUDACC__
 #define DEV static __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 #define SMEM_DYN(name) extern __shared__ __align__(128) u8 name[]
 #define SHARED(type, name, dims) __shared__ __align__(16) type name dims
 #else
 #define DEV static inline __attribute__((unused))
+#define UNROLL
 #define SMEM_DYN(name) u8* const name = static_cast<u8*>(emulator_dynamic_shared())
 #define SHARED(type, name, dims)                                                                                      \
     static char name##_identity;                                                                                      \

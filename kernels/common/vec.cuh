@@ -19,11 +19,9 @@ template <typename T>
 DEV void load4(const T* p, u32 left, bool wide, f32 (&v)[4]) {
     if (wide) {
         Pack4<T> pack = *reinterpret_cast<const Pack4<T>*>(p);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] = to_f32(pack.v[i]);
+        UNROLL for (u32 i = 0; i < 4; i++) v[i] = to_f32(pack.v[i]);
     } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) v[i] = i < left ? to_f32(p[i]) : 0.0f;
+        UNROLL for (u32 i = 0; i < 4; i++) v[i] = i < left ? to_f32(p[i]) : 0.0f;
     }
 }
 
@@ -32,12 +30,10 @@ template <typename T>
 DEV void store4(T* p, u32 left, bool wide, const f32 (&v)[4]) {
     if (wide) {
         Pack4<T> pack;
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) store_f32(&pack.v[i], v[i]);
+        UNROLL for (u32 i = 0; i < 4; i++) store_f32(&pack.v[i], v[i]);
         *reinterpret_cast<Pack4<T>*>(p) = pack;
     } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++)
+        UNROLL for (u32 i = 0; i < 4; i++)
             if (i < left) store_f32(p + i, v[i]);
     }
 }

@@ -22,15 +22,12 @@ DEV void load_wide(const f32* p, u32 left, bool wide, f32 (&v)[N]) {
     constexpr u32 COUNT = sizeof(Words) / 4;
     static_assert(N % COUNT == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
-#pragma unroll
-        for (u32 i = 0; i < N; i += COUNT) {
+        UNROLL for (u32 i = 0; i < N; i += COUNT) {
             Words words = *reinterpret_cast<const Words*>(p + i);
-#pragma unroll
-            for (u32 j = 0; j < COUNT; j++) v[i + j] = f32_from_bits(words.v[j]);
+            UNROLL for (u32 j = 0; j < COUNT; j++) v[i + j] = f32_from_bits(words.v[j]);
         }
     } else {
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] = i < left ? p[i] : 0.0f;
+        UNROLL for (u32 i = 0; i < N; i++) v[i] = i < left ? p[i] : 0.0f;
     }
 }
 template <u32 N>
@@ -39,18 +36,15 @@ DEV void load_wide(const bf16* p, u32 left, bool wide, f32 (&v)[N]) {
     constexpr u32 COUNT = sizeof(Words) / 4;
     static_assert(N % (2 * COUNT) == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
-#pragma unroll
-        for (u32 i = 0; i < N; i += 2 * COUNT) {
+        UNROLL for (u32 i = 0; i < N; i += 2 * COUNT) {
             Words words = *reinterpret_cast<const Words*>(p + i);
-#pragma unroll
-            for (u32 j = 0; j < COUNT; j++) {
+            UNROLL for (u32 j = 0; j < COUNT; j++) {
                 v[i + 2 * j] = bf16_low(words.v[j]);
                 v[i + 2 * j + 1] = bf16_high(words.v[j]);
             }
         }
     } else {
-#pragma unroll
-        for (u32 i = 0; i < N; i++) v[i] = i < left ? to_f32(p[i]) : 0.0f;
+        UNROLL for (u32 i = 0; i < N; i++) v[i] = i < left ? to_f32(p[i]) : 0.0f;
     }
 }
 
@@ -61,16 +55,13 @@ DEV void store_wide(f32* p, u32 left, bool wide, const f32 (&v)[N]) {
     constexpr u32 COUNT = sizeof(Words) / 4;
     static_assert(N % COUNT == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
-#pragma unroll
-        for (u32 i = 0; i < N; i += COUNT) {
+        UNROLL for (u32 i = 0; i < N; i += COUNT) {
             Words words;
-#pragma unroll
-            for (u32 j = 0; j < COUNT; j++) words.v[j] = f32_bits(v[i + j]);
+            UNROLL for (u32 j = 0; j < COUNT; j++) words.v[j] = f32_bits(v[i + j]);
             *reinterpret_cast<Words*>(p + i) = words;
         }
     } else {
-#pragma unroll
-        for (u32 i = 0; i < N; i++)
+        UNROLL for (u32 i = 0; i < N; i++)
             if (i < left) p[i] = v[i];
     }
 }
@@ -80,16 +71,13 @@ DEV void store_wide(bf16* p, u32 left, bool wide, const f32 (&v)[N]) {
     constexpr u32 COUNT = sizeof(Words) / 4;
     static_assert(N % (2 * COUNT) == 0 && COUNT >= 2, "whole accesses");
     if (wide) {
-#pragma unroll
-        for (u32 i = 0; i < N; i += 2 * COUNT) {
+        UNROLL for (u32 i = 0; i < N; i += 2 * COUNT) {
             Words words;
-#pragma unroll
-            for (u32 j = 0; j < COUNT; j++) words.v[j] = bf16_pair(v[i + 2 * j], v[i + 2 * j + 1]);
+            UNROLL for (u32 j = 0; j < COUNT; j++) words.v[j] = bf16_pair(v[i + 2 * j], v[i + 2 * j + 1]);
             *reinterpret_cast<Words*>(p + i) = words;
         }
     } else {
-#pragma unroll
-        for (u32 i = 0; i < N; i++)
+        UNROLL for (u32 i = 0; i < N; i++)
             if (i < left) p[i] = bf16_from_f32(v[i]);
     }
 }

@@ -119,8 +119,8 @@ pub enum Precision {
     Auto,
     /// 32-bit floating point.
     F32,
-    /// f32 whose linear layers and convolutions round their factors to TF32 (f32's exponents, 10 bits of fraction) and run on tensor cores;
-    /// all else is f32. A device without tensor cores multiplies f32.
+    /// f32 whose linear layers, convolutions and attention round their factors to TF32 (f32's exponents, 10 bits of fraction) and run on
+    /// tensor cores; all else is f32. A device without tensor cores multiplies f32.
     Tf32,
     /// bfloat16: half the memory of activations and weights' copies.
     Bf16,

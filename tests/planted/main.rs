@@ -144,8 +144,8 @@ fn a_missing_syncthreads_is_caught() {
         op: "mse_loss",
         dtype: DType::F32,
         file: "common/reduce.cuh",
-        from: "    __syncthreads();\n#pragma unroll\n    for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane",
-        to: "#pragma unroll\n    for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane",
+        from: "    __syncthreads();\n    UNROLL for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane",
+        to: "    UNROLL for (u32 n = 0; n < N; n++) v[n] = warp_sum(lane",
         words: RACE,
     });
 }

@@ -85,8 +85,8 @@ fn bugs_of_a_group_norm_are_caught() {
     let norm = |name, dtype, from, to, words| bug(name, dtype, "group_norm_silu.cu", from, to, words);
     let summing = "    __syncthreads();\n    u32 share = threadIdx.x";
     is_caught(&strip("barrier_before_rows", DType::F32, summing, "    u32 share = threadIdx.x", RACE));
-    let shares = "    __syncthreads();\n    if (threadIdx.x >= s.channels) return;\n#pragma unroll";
-    let unordered = "    if (threadIdx.x >= s.channels) return;\n#pragma unroll";
+    let shares = "    __syncthreads();\n    if (threadIdx.x >= s.channels) return;\n    UNROLL";
+    let unordered = "    if (threadIdx.x >= s.channels) return;\n    UNROLL";
     is_caught(&strip("barrier_before_shares", DType::BF16, shares, unordered, RACE));
     let rows = "row < s.rows; row += shares";
     is_caught(&strip("last_row", DType::BF16, rows, "row + shares < s.rows; row += shares", WRONG));
@@ -208,6 +208,24 @@ fn bugs_of_tf32_are_caught() {
     is_caught_in_tf32(&bug("tf32_second_half", "conv2d", "DEPTH / 2 * ROW;", "0;", WRONG));
 }
 
+/// Attention in TF32: keys and values that are not rounded, weights that take another order than the rows they meet, keys that a column
+/// of weights does not stand for, and deltas without a part of their columns.
+#[test]
+fn bugs_of_attention_in_tf32_are_caught() {
+    let bug = |name, file, from, to, words| Bug { name, op: "attention", dtype: DType::F32, file, from, to, words };
+    let shared = |name, from, to, words| bug(name, "common/attention_mma.cuh", from, to, words);
+    let keys = |name, from, to, words| bug(name, "common/attention_keys.cuh", from, to, words);
+    let rounds = "store_f32(&pack.v[e], f32_from_bits(tf32_bits(pack.v[e])));";
+    is_caught_in_tf32(&shared("tf32_rows_not_rounded", rounds, "store_f32(&pack.v[e], to_f32(pack.v[e]));", &["not rounded"]));
+    let order = "tf32_bits(c[i / 4][i % 2 * 2 + i / 2 % 2])";
+    is_caught_in_tf32(&shared("tf32_order_of_weights", order, "tf32_bits(c[i / 4][i % 2 + i / 2 % 2 * 2])", WRONG));
+    is_caught_in_tf32(&shared("tf32_part_of_delta", "u32 c = lane % 4; c < at.d;", "u32 c = lane % 4 + 4; c < at.d;", WRONG));
+    let even = "column % 4 * 2 + column / 4";
+    is_caught_in_tf32(&keys("tf32_key_of_a_column", even, "column", WRONG));
+    let half = "at + 32 * (i % 2) + 4 * (i / 2) * stride";
+    is_caught_in_tf32(&keys("tf32_transposed_words", half, "at + 32 * (i / 2) + 4 * (i % 2) * stride", WRONG));
+}
+
 /// Walks that step through taps and pixels instead of finding each anew, and the kernel for few channels.
 #[test]
 fn bugs_of_a_convolutions_walks_are_caught() {
@@ -249,8 +267,8 @@ fn bugs_of_a_layer_norm_are_caught() {
     };
     let stride = "modulation += (u64)sample * stride;";
     is_caught(&bug("stride_of_the_modulation", stride, "modulation += (u64)sample * (stride / 2);", WRONG));
-    let overwrites = "    __syncthreads();\n#pragma unroll\n    for (u32 s = 0; s < STEPS; s++) store4(&tile";
-    let at_once = "#pragma unroll\n    for (u32 s = 0; s < STEPS; s++) store4(&tile";
+    let overwrites = "    __syncthreads();\n    UNROLL for (u32 s = 0; s < STEPS; s++) store4(&tile";
+    let at_once = "    UNROLL for (u32 s = 0; s < STEPS; s++) store4(&tile";
     is_caught(&bug("barrier_before_the_next_sums", overwrites, at_once, RACE));
 }
 

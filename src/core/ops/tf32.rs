@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::tensor::{DType, Device};
 
 /// The ops with such products.
-pub const OPS_IN_TF32: [&str; 2] = ["conv2d", "linear"];
+pub const OPS_IN_TF32: [&str; 3] = ["attention", "conv2d", "linear"];
 
 impl Case {
     /// Use 7: in `f32`, on a device that multiplies TF32. Of any inputs, the error allowed is that of [`Case::check_device`] with twice the

@@ -7,6 +7,7 @@ fn case(name: &str, [batch, tokens, heads, kv_heads, dim]: [usize; 5]) -> Case {
     let inputs = vec![Input::activation("qkv", [batch, tokens, (heads + 2 * kv_heads) * dim])];
     Case::new("attention", name, inputs, move |tape, inputs| Ok(vec![attention(tape, &inputs[0], heads, kv_heads)?]))
         .sums(dim.max(tokens * heads / kv_heads))
+        .chained()
 }
 
 /// Shapes of the presets, odd ones, and one large enough to time.

@@ -14,7 +14,7 @@ pub use cases::cases;
 use crate::error::{Error, Result};
 use crate::ops::run;
 use crate::tape::{Destination, Tape, Var};
-use crate::tensor::{Cost, DType, Tensor};
+use crate::tensor::{Cost, Tensor};
 
 const OP: &str = "attention";
 
@@ -120,7 +120,7 @@ impl Call {
         Cost {
             flops: 2.0 * products as f64 * self.sizes.products() as f64,
             bytes: (bytes + self.lse.bytes()) as f64,
-            tensor_cores: self.qkv.dtype() == DType::BF16,
+            tensor_cores: true,
         }
     }
 

@@ -15,6 +15,7 @@ mod cuda;
 pub use cases::cases;
 
 use crate::error::{Error, Result};
+use crate::ops::tile::Arithmetic;
 use crate::ops::{run, with_held};
 use crate::tape::{Backward, Chain, Destination, Input, Parts, SumOrder, Tape, Var, sum_parts};
 use crate::tensor::{Cost, DType, Device, Shape, Tensor};
@@ -203,10 +204,8 @@ impl Call {
             self.activation_backward(dy, db_with_dz)?;
         }
         let dz = self.z.as_ref().unwrap_or(dy);
-        let dx = match (context.device(), dy.dtype()) {
-            (Device::Accelerator(_), DType::BF16) => backward.chained_destination(to.x)?,
-            _ => backward.destination(to.x)?,
-        };
+        let chains = !on_cpu && Arithmetic::of(context, dy.dtype()).on_tensor_cores();
+        let dx = if chains { backward.chained_destination(to.x)? } else { backward.destination(to.x)? };
         if let (Some(weight), Some(dx)) = (&self.weight, dx) {
             let mut cost = Cost::product(m, k, n, dy.dtype().size());
             if dx.is_chained() {
