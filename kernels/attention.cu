@@ -18,7 +18,7 @@
 // memory binds: 4 (H + G) D T bytes a sample forward, (6 H + 8 G) D T backward.
 //
 // D <= 256: the entries _narrow are for D <= 64, _wide for up to 128, _widest for more. On tensor cores _bwd_whole is all of the
-// backward where D <= 64 (_slim: D <= 48) and T <= 72: a block has all keys of a group. Else _bwd_q writes dQ and delta [B, H, T],
+// backward where D <= 64 (in bf16 _slim: D <= 48) and T <= 72: a block has all keys of a group. Else _bwd_q writes dQ and delta [B, H, T],
 // which _bwd_kv reads.
 //
 // FMA: grid B H ceil(T / rows of a block) for _fwd and _bwd_q, B G ceil(T / rows of a block) for _bwd_kv, blocks of 128 threads,
@@ -37,9 +37,9 @@
 //   _bwd_kv    grid B G ceil(T / k), most = 72 if narrow, else 32; with s = ceil(D / 16), w = 2 s if narrow (s rounded up to a power
 //              of two), 2 ceil(s / 2) if wide, 2 ceil(s / 4) if widest; r = 16 min(w, 4) (widest: 16 min(w, 2)) queries at
 //              a time; 2 d8 (k16 + r) + 2 r (k16 + 8)
-//   _bwd_whole the same with ceil(T / k) = 1, _slim r = 16 w, and max(k16, d8 - 8) in the place of the last k16
+//   _bwd_whole the same with ceil(T / k) = 1, _slim r = 16 w, and max(k16, D rounded up to 16) in the place of the last k16
 //
-// TF32, whose rows are twice as long: most = 16 if widest, w at most 4 for _bwd_q (2 if widest), r = 32 (16 if widest).
+// TF32, whose rows are twice as long: most = 16 if widest, w at most 4 for _bwd_q (2 if widest), r = 32 always (16 if widest).
 #include "common/attention_fma.cuh"
 #include "common/attention_keys.cuh"
 #include "common/attention_mma.cuh"
@@ -88,5 +88,4 @@ ENTRY(attention_bwd_kv_widest_f32, (128, 2), f32, BWD_KV, attention_bwd_kv<8, 2>
 #define BWD_WHOLE_NAMES (dqkv, dout, out, lse, nullptr, qkv, tokens, heads, kv_heads, d, accumulate)
 ENTRY(attention_bwd_whole_slim_bf16, (256, 2), bf16, BWD_WHOLE, attention_bwd_keys_mma<T, 3, 9, 1, 8, false, true> BWD_WHOLE_NAMES)
 ENTRY(attention_bwd_whole_narrow_bf16, (256, 2), bf16, BWD_WHOLE, attention_bwd_keys_mma<T, 4, 9, 1, 4, false, true> BWD_WHOLE_NAMES)
-ENTRY(attention_bwd_whole_slim_tf32, (256, 2), f32, BWD_WHOLE, attention_bwd_keys_mma<T, 3, 9, 1, 2, true, true> BWD_WHOLE_NAMES)
 ENTRY(attention_bwd_whole_narrow_tf32, (256, 2), f32, BWD_WHOLE, attention_bwd_keys_mma<T, 4, 9, 1, 2, true, true> BWD_WHOLE_NAMES)

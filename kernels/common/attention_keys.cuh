@@ -186,8 +186,8 @@ DEV void attention_bwd_keys_mma(T* __restrict__ dqkv, const T* __restrict__ dout
     // The sums take the place of keys and values.
     if (WHOLE) __syncthreads();
     if (accumulate != 0) {
-        load_rows(block.k, d8, dqkv, at.k, first, 16 * pairs, at, threadIdx.x, blockDim.x);
-        load_rows(block.v, d8, dqkv, at.v, first, 16 * pairs, at, threadIdx.x, blockDim.x);
+        load_rows(block.k, d8, dqkv, at.k, first, count, at, threadIdx.x, blockDim.x);
+        load_rows(block.v, d8, dqkv, at.v, first, count, at, threadIdx.x, blockDim.x);
         arrive_in_block();
     }
     T* sums = warp % 2 == 1 ? block.k : block.v;

@@ -67,8 +67,8 @@ using Out = T* __restrict__;
     ENTRY(NAME##_wide_tf32, (256), f32, PARAMETERS, NAME<WideTf32Tile, T> ARGUMENTS)               \
     TILED_KERNELS(NAME, PARAMETERS, ARGUMENTS)
 
-// One entry whose types are fixed, and its body.
+// One entry whose types are fixed (there is no T), and its body.
 #define KERNEL(NAME, BOUNDS, PARAMETERS, ARGUMENTS)                  \
     DEV void NAME##_body PARAMETERS;                                 \
-    ENTRY(NAME, BOUNDS, f32, PARAMETERS, NAME##_body ARGUMENTS)      \
+    ENTRY(NAME, BOUNDS, void, PARAMETERS, NAME##_body ARGUMENTS)     \
     DEV void NAME##_body PARAMETERS

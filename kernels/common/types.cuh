@@ -192,8 +192,8 @@ DEV f32 floor_f32(f32 x) { return __builtin_floorf(x); }
 #endif
 DEV f32 infinity_f32() { return f32_from_bits(0x7f800000u); }
 
-// The special-function unit's approximations, for what is rounded to bf16 or corrected afterwards: 2^x within a relative 2^-22 and
-// 1 / x within 2^-23 (PTX ISA, ex2 and rcp). Subnormal arguments and results are zeros.
+// The special-function unit's approximations, for what is rounded (to bf16, to TF32: a relative 2^-11), summed with what is, or corrected
+// afterwards: 2^x within a relative 2^-22 and 1 / x within 2^-23 (PTX ISA, ex2 and rcp). Subnormal arguments and results are zeros.
 #ifdef __CUDACC__
 DEV f32 exp2_approx(f32 x) {
     f32 y;

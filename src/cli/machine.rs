@@ -31,7 +31,7 @@ pub struct MachineOptions {
 pub enum PrecisionChoice {
     /// 32-bit floating point.
     F32,
-    /// f32 whose linear layers and convolutions round their factors to 10 bits of fraction, on tensor cores.
+    /// f32 whose linear layers, convolutions and attention round their factors to 10 bits of fraction, on tensor cores.
     Tf32,
     /// bfloat16: half the memory of activations; fast on tensor cores, and on CPUs with AVX-512 BF16 or AMX.
     Bf16,

@@ -310,7 +310,9 @@ mod tests {
             let work = training.ops.iter().find(|work| work.op == op).unwrap_or_else(|| panic!("no {op}"));
             peak.floor(&Cost { bytes: 0.0, ..work.cost }, precision).0
         };
-        for op in ["conv2d_fwd", "conv2d_bwd_input", "conv2d_bwd_weight", "linear_fwd", "attention_fwd", "attention_bwd"] {
+        for op in
+            ["conv2d_fwd", "conv2d_bwd_input", "conv2d_bwd_weight", "linear_fwd", "attention_fwd", "attention_bwd"]
+        {
             let [bf16, tf32, f32] = [Precision::Bf16, Precision::Tf32, Precision::F32].map(|each| of(op, each));
             assert!((tf32 / bf16 - 2.0).abs() < 1e-9 && f32 > 7.0 * tf32, "{op}: {bf16:e} {tf32:e} {f32:e}");
         }

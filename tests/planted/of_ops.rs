@@ -216,10 +216,22 @@ fn bugs_of_attention_in_tf32_are_caught() {
     let shared = |name, from, to, words| bug(name, "common/attention_mma.cuh", from, to, words);
     let keys = |name, from, to, words| bug(name, "common/attention_keys.cuh", from, to, words);
     let rounds = "store_f32(&pack.v[e], f32_from_bits(tf32_bits(pack.v[e])));";
-    is_caught_in_tf32(&shared("tf32_rows_not_rounded", rounds, "store_f32(&pack.v[e], to_f32(pack.v[e]));", &["not rounded"]));
+    is_caught_in_tf32(&shared(
+        "tf32_rows_not_rounded",
+        rounds,
+        "store_f32(&pack.v[e], to_f32(pack.v[e]));",
+        &["not rounded"],
+    ));
+    let again = "            if (active) round_rows(own, d8, 16, at, lane, WARP);\n            __syncwarp();";
+    is_caught_in_tf32(&shared("tf32_later_queries_not_rounded", again, "            __syncwarp();", &["not rounded"]));
     let order = "tf32_bits(c[i / 4][i % 2 * 2 + i / 2 % 2])";
     is_caught_in_tf32(&shared("tf32_order_of_weights", order, "tf32_bits(c[i / 4][i % 2 + i / 2 % 2 * 2])", WRONG));
-    is_caught_in_tf32(&shared("tf32_part_of_delta", "u32 c = lane % 4; c < at.d;", "u32 c = lane % 4 + 4; c < at.d;", WRONG));
+    is_caught_in_tf32(&shared(
+        "tf32_part_of_delta",
+        "u32 c = lane % 4; c < at.d;",
+        "u32 c = lane % 4 + 4; c < at.d;",
+        WRONG,
+    ));
     let even = "column % 4 * 2 + column / 4";
     is_caught_in_tf32(&keys("tf32_key_of_a_column", even, "column", WRONG));
     let half = "at + 32 * (i % 2) + 4 * (i / 2) * stride";

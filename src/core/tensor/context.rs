@@ -120,9 +120,9 @@ impl Context {
         }
     }
 
-    /// Lets tensor cores multiply `f32`, or not, which is how a context begins: linear layers and convolutions then round their factors to
-    /// TF32 (`f32`'s exponents, 10 bits of fraction: a relative error of at most 2⁻¹¹ each) and sum in `f32`. Set it before anything is
-    /// planned, and before the context is cloned: clones share it. Devices without tensor cores multiply `f32`.
+    /// Lets tensor cores multiply `f32`, or not, which is how a context begins: linear layers, convolutions and attention then round their
+    /// factors to TF32 (`f32`'s exponents, 10 bits of fraction: a relative error of at most 2⁻¹¹ each) and sum in `f32`. Set it before
+    /// anything is planned, and before the context is cloned: clones share it. Devices without tensor cores multiply `f32`.
     pub fn with_tf32(self, on: bool) -> Self {
         self.inner.tf32.set(on);
         self

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{GRID_WAIT_CAPABILITY, Result, closure_hash, hopper_requested};
+use crate::{GRID_WAIT_CAPABILITY, GRID_WAITS_FLAG, Result, closure_hash, hopper_requested};
 
 /// The architectures and the compiler of each. A cubin runs on devices of its major capability from its minor on (`sm_80` on 8.6 and 8.9
 /// too), and with drivers from its compiler's CUDA version on: hence NVRTC 12.4 as for the PTX, and 12.8 for what 12.4 does not know.
@@ -52,8 +52,7 @@ impl Cubin {
     /// Where a source cannot be read.
     pub fn path(&self, kernels: &Path) -> Result<PathBuf> {
         let arch = format!("--gpu-architecture={}", self.arch);
-        // Machine code from before its kernels waited for the grids before is not found either.
-        let waits = (self.capability >= GRID_WAIT_CAPABILITY).then_some("grid waits");
+        let waits = (self.capability >= GRID_WAIT_CAPABILITY).then_some(GRID_WAITS_FLAG);
         let flags: Vec<&str> = CUBIN_FLAGS.iter().copied().chain([arch.as_str()]).chain(waits).collect();
         let hash = closure_hash(kernels, &kernels.join(format!("{}.cu", self.module)), &flags, self.compiler)?;
         Ok(kernels.join("cubins").join(format!("{}.{}.{hash}.cubin", self.module, self.arch)))

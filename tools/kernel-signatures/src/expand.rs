@@ -21,31 +21,51 @@ struct Macro {
     body: Vec<Token>,
 }
 
-/// Macros by name: those of entries and a file's own.
+/// Macros by name: those of entries, and a file's own.
 pub(crate) struct Macros(BTreeMap<String, Macro>);
 
 impl Macros {
-    /// The macros of entries, and those of a source without comments.
-    pub(crate) fn of(source: &str) -> Self {
+    /// The macros of entries.
+    pub(crate) fn of_entries() -> Self {
         let mut macros = Self(BTreeMap::new());
-        for text in [&strip_comments(ENTRY_MACROS), source] {
-            for (line, text) in lines(text).filter(|(_, text)| text.starts_with('#')) {
-                macros.define(&text, line);
+        for (line, text) in lines(&strip_comments(ENTRY_MACROS)) {
+            // Of a choice between compilers the last one counts: that is the one for all others.
+            if let Some((name, rest)) = definition(&text) {
+                macros.insert(name, rest, line);
             }
         }
         macros
     }
 
-    /// `#define name(parameters) body`; other directives are passed over. Of two definitions the last one counts: in a choice between
-    /// compilers that is the one for all others.
-    fn define(&mut self, directive: &str, line: usize) {
-        let text = directive.trim_start_matches('#').trim_start();
-        let Some(text) = text.strip_prefix("define").map(str::trim_start) else { return };
-        let (name, text) = text.split_at(text.find(|c| !is_word_char(c)).unwrap_or(text.len()));
+    /// Adds the macro of a directive, if it is one.
+    ///
+    /// # Errors
+    /// A name that is taken, `#undef`, and a choice: what a macro stands for must not depend on the place or the compiler.
+    pub(crate) fn define(&mut self, directive: &str, line: usize) -> Result<(), String> {
+        if let Some((name, rest)) = definition(directive) {
+            if self.0.contains_key(name) {
+                return Err(format!("`{name}` is the name of a macro already: take another"));
+            }
+            self.insert(name, rest, line);
+            return Ok(());
+        }
+        match directive.trim_start_matches('#').trim_start().split(|c| !is_word_char(c)).next() {
+            Some("include" | "pragma") => Ok(()),
+            _ => Err(format!("`{directive}` is not allowed here: a kernel has #include, #define and #pragma only")),
+        }
+    }
+
+    /// Whether this is a macro that writes entries.
+    pub(crate) fn is_of_entries(word: &str) -> bool {
+        ["ENTRY", "ENTRIES"].contains(&word) || word.ends_with("KERNEL") || word.ends_with("KERNELS")
+    }
+
+    /// `text`: `(parameters) body`, or ` body`.
+    fn insert(&mut self, name: &str, text: &str, line: usize) {
         let (parameters, body) = match text.strip_prefix('(').and_then(|text| text.split_once(')')) {
             Some((names, body)) => {
                 let names = names.split(',').map(|name| name.trim().replace("...", "__VA_ARGS__"));
-                (Some(names.collect()), body)
+                (Some(names.filter(|name| !name.is_empty()).collect()), body)
             }
             None => (None, text),
         };
@@ -92,6 +112,14 @@ impl Macros {
     }
 }
 
+/// The name of a macro that a directive defines, and what is behind it.
+fn definition(directive: &str) -> Option<(&str, &str)> {
+    let text = directive.strip_prefix('#')?.trim_start().strip_prefix("define")?;
+    let name = text.trim_start();
+    let end = name.find(|c| !is_word_char(c)).unwrap_or(name.len());
+    (name.len() < text.len() && end > 0).then(|| name.split_at(end))
+}
+
 /// The arguments of the call that `rest` begins with, and how many tokens the call has.
 fn arguments(rest: &[Token], parameters: &[String]) -> Result<(Vec<Vec<Token>>, usize), String> {
     let name = &rest[0].text;
@@ -109,7 +137,7 @@ fn arguments(rest: &[Token], parameters: &[String]) -> Result<(Vec<Vec<Token>>, 
             ")" if depth == 0 && arguments.len() == parameters.len() => return Ok((arguments, at + 1)),
             ")" if depth == 0 => {
                 return Err(format!(
-                    "{name} takes ({}): {} arguments are given",
+                    "{name} takes ({}), and is given another number of arguments: {}",
                     parameters.join(", "),
                     arguments.len()
                 ));
@@ -202,8 +230,16 @@ pub(crate) fn is_word_char(c: char) -> bool {
 mod tests {
     use super::*;
 
+    fn macros(source: &str) -> Result<Macros, String> {
+        let mut macros = Macros::of_entries();
+        lines(source)
+            .filter(|(_, text)| text.starts_with('#'))
+            .try_for_each(|(line, text)| macros.define(&text, line))?;
+        Ok(macros)
+    }
+
     fn expanded(source: &str, call: &str) -> Result<String, String> {
-        let (text, length) = Macros::of(source).call(&tokenize(call, 7))?.expect(call);
+        let (text, length) = macros(source)?.call(&tokenize(call, 7))?.expect(call);
         assert!(text.iter().all(|token| token.line == 7));
         assert_eq!(length, tokenize(call, 7).len());
         Ok(text.iter().map(|token| token.text.as_str()).collect::<Vec<_>>().join(" "))
@@ -223,17 +259,33 @@ mod tests {
         ] {
             assert_eq!(expanded(source, call).unwrap(), text, "{source}");
         }
-        assert_eq!(Macros::of("#define F(a) a").call(&tokenize("F;", 1)).unwrap(), None);
-        assert_eq!(Macros::of("").call(&tokenize("F(1)", 1)).unwrap(), None);
+        assert_eq!(macros("#define F(a) a").unwrap().call(&tokenize("F;", 1)).unwrap(), None);
+        assert_eq!(macros("").unwrap().call(&tokenize("F(1)", 1)).unwrap(), None);
     }
 
     #[test]
     fn says_what_a_call_lacks() {
         let error = expanded("#define F(a, b) a", "F(1)").unwrap_err();
-        assert!(error.contains("F takes (a, b): 1 arguments"), "{error}");
+        assert!(error.contains("F takes (a, b), and is given another number of arguments: 1"), "{error}");
         assert!(expanded("#define F(a) a", "F((1)").unwrap_err().contains("not closed"));
         assert!(
             expanded("", "KERNELS(k_fwd, (32), (Out<T> y))").unwrap_err().contains("KERNELS takes (NAME, BOUNDS, ")
         );
+    }
+
+    #[test]
+    fn a_macro_stands_for_one_text() {
+        for (source, message) in [
+            ("#define F 1\n#define F 2", "`F` is the name of a macro already"),
+            ("#define ENTRY(x) x", "`ENTRY` is the name of a macro already"),
+            ("#define GRID_WAIT", "`GRID_WAIT` is the name of a macro already"),
+            ("#undef ENTRY", "`#undef ENTRY` is not allowed here"),
+            ("#ifdef __CUDACC__\n#endif", "`#ifdef __CUDACC__` is not allowed here"),
+        ] {
+            let error = macros(source).err().unwrap_or_default();
+            assert!(error.contains(message), "{source}: {error}");
+        }
+        macros("#pragma unroll 4\n#include \"common/types.cuh\"\n#define EMPTY").unwrap();
+        assert!(Macros::is_of_entries("WIDE_TILED_KERNELS") && !Macros::is_of_entries("NAMES"));
     }
 }

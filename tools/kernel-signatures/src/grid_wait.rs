@@ -77,6 +77,9 @@ mod tests {
     fn entries_wait_as_ptx_does() {
         let macros = include_str!("../../../kernels/common/entry.cuh");
         assert!(macros.contains(&format!("#define GRID_WAIT asm volatile(\"{WAIT}\" ::: \"memory\");")));
+        assert_eq!(macros.matches("__global__").count(), 1);
+        let entry = macros.lines().skip_while(|line| !line.contains("__global__")).nth(1).unwrap();
+        assert!(entry.trim_start().starts_with("GRID_WAIT __VA_ARGS__;"), "{entry}");
         assert!(macros.contains(&format!("#ifdef {}\n", GRID_WAITS_FLAG.trim_start_matches("-D"))));
     }
 

@@ -8,6 +8,9 @@ use crate::{Argument, ArgumentKind, Element, Error, Result, Scalar, Signature, s
 
 const FORM: &str = "an entry is written by a macro of common/entry.cuh: KERNELS(name, (256), (Out<T> y, In<T> x, u32 n), (y, x, n)) { … }";
 
+/// How many of [`FORBIDDEN`] are forbidden in common/, too.
+const OF_ENTRIES: usize = 2;
+
 /// Words that no kernel file may use, with what to use instead.
 const FORBIDDEN: &[(&str, &str)] = &[
     ("__global__", "write the entry by KERNELS, KERNEL, ENTRIES or ENTRY of common/entry.cuh"),
@@ -43,28 +46,38 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
     let module = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let common = path.parent().and_then(Path::file_name).is_some_and(|folder| folder == "common");
     let source = strip_comments(source);
-    let macros = Macros::of(&source);
+    let mut macros = Macros::of_entries();
     let mut tokens: Vec<Token> = Vec::new();
     for (line, text) in lines(&source) {
+        let fail = |message: String| Error::new(file, line, message);
+        let words = tokenize(&text, line);
         if !text.starts_with('#') {
-            tokens.extend(tokenize(&text, line));
-        } else if !common {
-            check_include(&text).map_err(|message| Error::new(file, line, message))?;
+            tokens.extend(words);
+        } else if common {
+            let own = path.file_stem().is_some_and(|stem| stem == "entry");
+            if !own && words.iter().any(|word| Macros::is_of_entries(&word.text)) {
+                return Err(fail("macros that write entries are in common/entry.cuh alone".into()));
+            }
+        } else {
+            check_words(&words, FORBIDDEN).map_err(fail)?;
+            check_include(&text).map_err(fail)?;
+            macros.define(&text, line).map_err(fail)?;
         }
     }
+    let forbidden = if common { &FORBIDDEN[..OF_ENTRIES] } else { FORBIDDEN };
     let mut entries: Vec<Signature> = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
-        let line = tokens[at].line;
-        let fail = |message: String| Error::new(file, line, message);
-        if !common && let Some((word, instead)) = FORBIDDEN.iter().find(|(word, _)| *word == tokens[at].text) {
-            return Err(fail(format!("`{word}` is not allowed here: {instead}")));
-        }
-        let Some((text, length)) = macros.call(&tokens[at..]).map_err(fail)? else {
-            at += 1;
-            continue;
+        let fail = |message: String| Error::new(file, tokens[at].line, message);
+        let called = macros.call(&tokens[at..]).map_err(fail)?;
+        let length = called.as_ref().map_or(1, |(_, length)| *length);
+        check_words(&tokens[at..at + length], forbidden).map_err(fail)?;
+        // Of a word that is no call nothing is an entry, but what should have been one.
+        let text = match called {
+            Some((text, _)) => text,
+            None if Macros::is_of_entries(&tokens[at].text) => tokens[at..=at].to_vec(),
+            None => Vec::new(),
         };
-        at += length;
         for entry in entries_of(&text, &module).map_err(fail)? {
             if common {
                 return Err(fail("common/ holds no entries: move this one into its op's file".into()));
@@ -74,8 +87,17 @@ pub fn parse(source: &str, file: &str) -> Result<Vec<Signature>> {
             }
             entries.push(entry);
         }
+        at += length;
     }
     Ok(entries)
+}
+
+/// Refuses what the dialect lacks, as it stands in the file: what a macro of entries makes of it is another matter.
+fn check_words(words: &[Token], forbidden: &[(&str, &str)]) -> Parsed<()> {
+    match forbidden.iter().find(|(word, _)| words.iter().any(|token| token.text == *word)) {
+        Some((word, instead)) => Err(format!("`{word}` is not allowed here: {instead}")),
+        None => Ok(()),
+    }
 }
 
 /// The entries in the text of a macro: `using T = f32; extern "C" __global__ …`.
@@ -86,8 +108,12 @@ fn entries_of(text: &[Token], module: &str) -> Parsed<Vec<Signature>> {
         let word = |after: usize| text.get(at + after).map_or("", |token| token.text.as_str());
         match token.text.as_str() {
             "using" if word(1) == "T" => storage = word(3),
+            word if Macros::is_of_entries(word) => {
+                return Err(format!(
+                    "{word} is called in a way that nobody reads: write it out, with its arguments; {FORM}"
+                ));
+            }
             "extern" => entries.push(Cursor { tokens: text, at, storage }.entry(module, token.line)?),
-            "asm" => return Err("`asm` is not allowed here: inline PTX belongs into a wrapper in common/".into()),
             _ => {}
         }
     }
@@ -350,12 +376,13 @@ mod tests {
             ("add<Plus<T>, 4>(y, x, n, scale)", "", "expected the body's name"),
             (", f32, (Out", ", (Out", "expected `(`, found `add`"),
             ("scale))", "scale); return)", "expected `}`"),
-            ("scale))", "scale); asm(\"\"))", "expected `}`"),
+            ("scale))", "scale); asm(\"\"))", "`asm` is not allowed"),
+            ("y, x, n, scale", "y, x, n, __expf(scale)", "no fast-math"),
             ("scale))", "scale)", "not closed"),
             (
                 GOOD,
                 "ENTRY(add_fwd, (256))",
-                "ENTRY takes (NAME, BOUNDS, STORAGE, PARAMETERS, __VA_ARGS__): 2 arguments",
+                "ENTRY takes (NAME, BOUNDS, STORAGE, PARAMETERS, __VA_ARGS__), and is given",
             ),
             (GOOD, "extern \"C\" __global__ void add(f32* y) {}", "common/entry.cuh"),
             (GOOD, "static __global__ void add(f32* y) {}", "common/entry.cuh"),
@@ -383,12 +410,27 @@ mod tests {
             ("__shared__ f32 tile[32];", "SHARED"),
             ("DEV f32 f(f32 x) { return __expf(x); }", "no fast-math"),
             ("DEV void f() { asm volatile(\"\"); }", "wrapper in common/"),
+            ("#define FAST __expf", "no fast-math"),
+            ("#define MINE extern \"C\" __global__ void add() {}", "common/entry.cuh"),
+            ("#define E ENTRY\nE(add_fwd, (32), f32, (Out<T> y), f(y))", "write it out"),
+            ("ENTRY;", "write it out"),
+            ("#undef ENTRY", "not allowed here"),
+            ("#if 0", "not allowed here"),
+            ("KERNEL(add, (32), (Out<T> y), (y)) {}", "pointer to `void`"),
         ] {
             let error = entry(line).expect_err(line);
             assert!(error.message.contains(message), "{line}: {error}");
         }
         let common = |text| parse(text, "kernels/common/add.cuh");
         assert_eq!(common("DEV void f() { asm volatile(\"\"); }").unwrap(), []);
-        assert!(common(GOOD).unwrap_err().message.contains("common/ holds no entries"));
+        assert_eq!(common("#ifdef __CUDACC__\n#define A 1\n#else\n#define A 2\n#endif").unwrap(), []);
+        for (text, message) in [
+            (GOOD, "common/ holds no entries"),
+            ("extern \"C\" __global__ void add() {}", "common/entry.cuh"),
+            ("#define MY_ENTRY(NAME) ENTRY(NAME, (32), f32, (Out<T> y), f(y))", "common/entry.cuh alone"),
+        ] {
+            let error = common(text).expect_err(text);
+            assert!(error.message.contains(message), "{text}: {error}");
+        }
     }
 }

@@ -40,6 +40,8 @@ pub fn cases() -> Vec<Case> {
         case("whole_odd_b1_t64_h2_kv1_d37", [1, 64, 2, 1, 37]),
         case("whole_b1_t72_h2_kv1_d32", [1, 72, 2, 1, 32]),
         case("whole_b1_t65_h2_kv1_d56", [1, 65, 2, 1, 56]),
+        // Blocks whose warps take several tiles of queries, one behind the other, with the keys that they hold.
+        case("turns_b512_t8_h9_kv1_d4", [512, 8, 9, 1, 4]),
         case("b1_t73_h2_kv1_d24", [1, 73, 2, 1, 24]),
         case("odd_b1_t80_h3_kv1_d33", [1, 80, 3, 1, 33]),
         case("b1_t128_h1_kv1_d64", [1, 128, 1, 1, 64]),

@@ -5,8 +5,8 @@ use crate::device::launches::{
     AttentionBwdKvNarrow, AttentionBwdKvNarrowTf32, AttentionBwdKvWide, AttentionBwdKvWideTf32, AttentionBwdKvWidest,
     AttentionBwdKvWidestTf32, AttentionBwdQNarrow, AttentionBwdQNarrowTf32, AttentionBwdQWide, AttentionBwdQWideTf32,
     AttentionBwdQWidest, AttentionBwdQWidestTf32, AttentionBwdWholeNarrowBf16, AttentionBwdWholeNarrowTf32,
-    AttentionBwdWholeSlimBf16, AttentionBwdWholeSlimTf32, AttentionFwdNarrow, AttentionFwdNarrowTf32, AttentionFwdWide,
-    AttentionFwdWideTf32, AttentionFwdWidest, AttentionFwdWidestTf32,
+    AttentionBwdWholeSlimBf16, AttentionFwdNarrow, AttentionFwdNarrowTf32, AttentionFwdWide, AttentionFwdWideTf32,
+    AttentionFwdWidest, AttentionFwdWidestTf32,
 };
 use crate::device::{Accelerator, LaunchConfig};
 use crate::error::{Error, Result};
@@ -287,8 +287,7 @@ fn backward_whole(
         }};
     }
     match (arithmetic, sizes.dim <= 16 * SLIM_STEPS) {
-        (Arithmetic::Tf32, true) => launch!(AttentionBwdWholeSlimTf32),
-        (Arithmetic::Tf32, false) => launch!(AttentionBwdWholeNarrowTf32),
+        (Arithmetic::Tf32, _) => launch!(AttentionBwdWholeNarrowTf32),
         (_, true) => launch!(AttentionBwdWholeSlimBf16),
         (_, false) => launch!(AttentionBwdWholeNarrowBf16),
     }

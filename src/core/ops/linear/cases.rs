@@ -2,6 +2,7 @@
 
 use super::{Activation, linear};
 use crate::ops::case::{Case, Input};
+use crate::tape::Var;
 
 /// x `[m, k]`, weight `[n, k]`, and what else the flags ask for.
 fn case(name: &str, [m, n, k]: [usize; 3], bias: bool, activation: Activation, residual: bool) -> Case {
@@ -20,15 +21,16 @@ fn case(name: &str, [m, n, k]: [usize; 3], bias: bool, activation: Activation, r
     .sums(m.max(n).max(k))
 }
 
-/// Two layers, an activation between them: on accelerators, in bf16, the second one's gradient of its input is multiplied by the
+/// Two layers, an activation between them: on tensor cores the second one's gradient of its input is multiplied by the
 /// derivative. With `twice` the activation is used again, so that it is not. The second weight has no gradient here: it would be that
 /// of an activation that only accelerators round.
 fn chain(name: &str, [m, n, k]: [usize; 3], activation: Activation, twice: bool) -> Case {
     let inputs = vec![Input::activation("x", [m, k]), Input::weight("up", [n, k]), Input::weight("down", [k, n])];
     Case::new("linear", name, inputs, move |tape, inputs| {
         let hidden = linear(tape, &inputs[0], &inputs[1], None, activation, None)?;
-        let y = linear(tape, &hidden, &inputs[2], None, Activation::None, None)?;
-        Ok(if twice { vec![y, hidden] } else { vec![y] })
+        let of_hidden = |residual: Option<&Var>| linear(tape, &hidden, &inputs[2], None, Activation::None, residual);
+        let y = of_hidden(None)?;
+        Ok(vec![if twice { of_hidden(Some(&y))? } else { y }])
     })
     .sums(m.max(n).max(k))
     .chained()

@@ -5,7 +5,7 @@
 //! dx = dz · W, dW = dzᵀ · x, db = Σ over rows of dz, and dy itself for the residual.
 //!
 //! Saved for backward: `x` where the weight wants a gradient, and with an activation `z`, rounded to storage; backwards dz
-//! takes its place. On accelerators the next linear layer writes it there in bf16, as it works out dy ([`Chain`]), where nothing
+//! takes its place. On tensor cores the next linear layer writes it there, as it works out dy ([`Chain`]), where nothing
 //! else uses `y`, and db is made with dW, whose product reads dz anyway; on the CPU a pass of its own makes dz and db.
 
 mod cases;
