@@ -17,6 +17,7 @@
 //! ```
 
 mod evaluation;
+mod precision;
 mod presets;
 mod sections;
 mod tree;
@@ -29,8 +30,9 @@ use serde::{Deserialize, Serialize};
 pub use crate::diffusion::{DiffusionConfig, SamplingConfig};
 pub use crate::models::ModelConfig;
 pub use evaluation::{BestBy, Rule, SampleMetric};
+pub use precision::Precision;
 pub use presets::{Preset, presets};
-pub use sections::{CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, Precision, TrainingConfig};
+pub use sections::{CommunicationDtype, DataConfig, Every, LrSchedule, OptimizerKind, TrainingConfig};
 
 use crate::error::nearest;
 use crate::words::counted;

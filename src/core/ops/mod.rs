@@ -18,6 +18,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod group_norm_silu;
 pub mod host;
+mod input;
 pub mod instruments;
 pub mod layer_norm;
 pub mod level_sampling;

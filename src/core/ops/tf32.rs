@@ -1,6 +1,7 @@
 //! Kernels whose products have factors rounded to TF32, against the CPU op.
 
-use super::case::{Case, Grid, Kind, Outcome};
+use super::case::{Case, Kind, Outcome};
+use super::input::Grid;
 use super::instruments::{poisoned, rounded};
 use crate::error::Result;
 use crate::tensor::{DType, Device};

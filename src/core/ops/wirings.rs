@@ -1,6 +1,7 @@
 //! Which inputs of a case want a gradient, and what becomes of each gradient's destination.
 
-use super::case::{Case, Input, Outcome, relative_error, round, uniform};
+use super::case::{Case, Input, Outcome, relative_error};
+use super::input::{round, uniform};
 use super::instruments::poisoned;
 use crate::error::Result;
 use crate::tape::{Accumulate, Tape};
