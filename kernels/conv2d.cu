@@ -31,8 +31,8 @@
 // is made by parity on tensor cores (four in z; where sides are even, channels whole pieces, and windows of 2 to 32 taps, two at least each way); else
 // it multiplies zeros, four times the floor.
 //
-// Launches: products as in common/product.cuh, on LargeTile, EightTile or SmallTile, splits in z. _bwd_columns: 256 threads,
-// grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_channel: one element a thread. _thin and
+// Launches: products as in common/product.cuh, on LargeTile, TallTile (but dW), EightTile or SmallTile, splits in z. _bwd_columns:
+// 256 threads, grid [B * parts of a sample, ceil(Cout / (32 * elements in 16 bytes))]. _bwd_channel: one element a thread. _thin and
 // _bwd_weight_thin as in common/thin.cuh, the latter's splits added by gradient_sums.cu.
 #include "common/entry.cuh"
 #include "common/parity.cuh"
@@ -84,7 +84,7 @@ DEV void finish(const Added<T>& to, const typename Added<T>::Columns& columns, u
     store_wide(to.y + at, left, wide, v);
 }
 
-TILED_KERNELS(conv2d_fwd, (Out<T> y, In<T> x, In<T> weight, In<f32> bias, In<T> channel_add, In<T> residual, u32 pixels, u32 source_height,
+TALL_TILED_KERNELS(conv2d_fwd, (Out<T> y, In<T> x, In<T> weight, In<f32> bias, In<T> channel_add, In<T> residual, u32 pixels, u32 source_height,
               u32 source_width, u32 height, u32 width, u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width,
               u32 stride, u32 pad_height, u32 pad_width, u64 row_scale, u64 col_scale),
               (y, x, weight, bias, channel_add, residual, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout,
@@ -102,7 +102,7 @@ TILED_KERNELS(conv2d_fwd, (Out<T> y, In<T> x, In<T> weight, In<f32> bias, In<T> 
     product<Tile, true, true>(Patches<T>{sizes}, w, 0, depth, to);
 }
 
-TILED_KERNELS(conv2d_bwd_input, (Out<T> dx, In<T> dy, In<T> weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width,
+TALL_TILED_KERNELS(conv2d_bwd_input, (Out<T> dx, In<T> dy, In<T> weight, u32 pixels, u32 source_height, u32 source_width, u32 height, u32 width,
               u32 out_height, u32 out_width, u32 cin, u32 cout, u32 kernel_height, u32 kernel_width, u32 stride, u32 pad_height, u32 pad_width,
               u32 accumulate),
               (dx, dy, weight, pixels, source_height, source_width, height, width, out_height, out_width, cin, cout, kernel_height, kernel_width,

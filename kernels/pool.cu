@@ -51,7 +51,7 @@ DEV Piece piece_of(u32 at, u32 rows, u32 cols, u32 channels) {
 }
 
 // One thread per piece of y.
-KERNELS(pool_fwd_max, (128), (Out<T> y, Out<u8> winners, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
+KERNELS(pool_fwd_max, (128, 8), (Out<T> y, Out<u8> winners, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel,
         u32 stride, u32 padding), (y, winners, x, batch, height, width, channels, rows, cols, kernel, stride, padding)) {
     Sizes z{height, width, channels, rows, cols, kernel, stride, padding};
     constexpr u32 N = Vec16<T>::COUNT;
@@ -131,7 +131,7 @@ DEV u32 inside(u32 at, u32 length, u32 kernel, u32 stride, u32 padding) {
 }
 
 // One thread per piece of y.
-KERNELS(pool_fwd_mean, (128), (Out<T> y, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride,
+KERNELS(pool_fwd_mean, (128, 8), (Out<T> y, In<T> x, u32 batch, u32 height, u32 width, u32 channels, u32 rows, u32 cols, u32 kernel, u32 stride,
         u32 padding), (y, x, batch, height, width, channels, rows, cols, kernel, stride, padding)) {
     constexpr u32 N = Vec16<T>::COUNT;
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;

@@ -46,7 +46,8 @@ using Out = T* __restrict__;
     template <typename T>                                                              \
     DEV void NAME PARAMETERS
 
-// The same of a template <typename Tile, typename T>: an entry for each tile of common/product.cuh; WIDE_: with those of 128x192.
+// The same of a template <typename Tile, typename T>: an entry for each tile of common/product.cuh; WIDE_: with those of 128x192, TALL_: with
+// those of 128x64.
 #define TILED_KERNELS(NAME, PARAMETERS, ARGUMENTS)                                                 \
     template <typename Tile, typename T>                                                           \
     DEV void NAME PARAMETERS;                                                                      \
@@ -60,6 +61,12 @@ using Out = T* __restrict__;
     ENTRY(NAME##_eight_tf32, (256), f32, PARAMETERS, NAME<EightTf32Tile, T> ARGUMENTS)             \
     template <typename Tile, typename T>                                                           \
     DEV void NAME PARAMETERS
+#define TALL_TILED_KERNELS(NAME, PARAMETERS, ARGUMENTS)                                            \
+    template <typename Tile, typename T>                                                           \
+    DEV void NAME PARAMETERS;                                                                      \
+    ENTRY(NAME##_tall_bf16, (128), bf16, PARAMETERS, NAME<TallTile, T> ARGUMENTS)                  \
+    ENTRY(NAME##_tall_tf32, (128), f32, PARAMETERS, NAME<TallTf32Tile, T> ARGUMENTS)               \
+    TILED_KERNELS(NAME, PARAMETERS, ARGUMENTS)
 #define WIDE_TILED_KERNELS(NAME, PARAMETERS, ARGUMENTS)                                            \
     template <typename Tile, typename T>                                                           \
     DEV void NAME PARAMETERS;                                                                      \

@@ -2,10 +2,11 @@
 // where its factors may be rounded to TF32, which has f32's exponents and 10 bits of fraction.
 //
 // bf16: mma.sync m16n8k16 on tiles by 32 steps of r, four stages of cp.async. A tile is SmallTile (64x64, warps of 32x32),
-// EightTile (64x64, eight warps of 32x16), LargeTile (128x128, warps of 64x64) or WideTile (128x192, warps of 64x48): shared
-// memory gives a fragment to as many mma as the warp is wide or high, and the second-level cache a row of A to as many columns
-// as the tile is wide. EightTile loads half as many fragments again as SmallTile from shared memory, but its warps hide more of each
-// other's latency: it is for grids of few blocks (src/core/ops/tile.rs). All but the small one take only operands and results in
+// EightTile (64x64, eight warps of 32x16), TallTile (128x64, warps of 64x32), LargeTile (128x128, warps of 64x64) or WideTile (128x192,
+// warps of 64x48): shared memory gives a fragment to as many mma as the warp is wide or high, and the second-level cache a row of A to
+// as many columns as the tile is wide. EightTile loads half as many fragments again as SmallTile from shared memory, but its warps hide
+// more of each other's latency: it is for grids of few blocks; TallTile loads three quarters, for long results of 64 columns
+// (src/core/ops/tile.rs). All but the small one take only operands and results in
 // pieces of 16 bytes (`wide`, by the launch); the small one finds out at the block's start. TF32 (Tf32<Tile>): the same tiles by 16 steps
 // of r, so that a stage has the same bytes, and mma.sync m16n8k8; factors are rounded as fragments are loaded (to nearest, ties away from
 // zero), a word each. f32: tiles of 128x128 or 64x64 by 16, 8x8 or 4x4 results a thread. Whatever the tile, an element is one chain over
@@ -13,7 +14,7 @@
 // come zeros, which change no sum; beyond the tile's rows and columns whatever is read again, for nobody stores those sums.
 //
 // Launches: ceil(i / ROWS) * ceil(j / COLS) blocks in x, j fastest (neighbours share rows of A in the L2); f32 256 threads;
-// bf16 and TF32 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864, 69632, 86016 by the tile's area.
+// bf16 and TF32 32 threads a warp, dynamic shared memory 4 * 32 * (2 (ROWS + COLS) + 32) bytes: 36864 to 86016 by the tile's area.
 //
 // An operand is a matrix, stored or imagined, in which neighbours in a row lie side by side in memory. The sum runs along
 // its rows (R_ALONG_ROW: r is the column) or down its columns (r is the row). A thread copies pieces of neighbouring
@@ -243,6 +244,7 @@ struct MmaTile {
 };
 typedef MmaTile<64, 64, 32, 32, 64, true> SmallTile;
 typedef MmaTile<64, 64, 32, 16, 0> EightTile;
+typedef MmaTile<128, 64, 64, 32, 0> TallTile;
 typedef MmaTile<128, 128, 64, 64, 128> LargeTile;
 typedef MmaTile<128, 192, 64, 48, 0> WideTile;
 
@@ -253,6 +255,7 @@ struct Tf32 : Tile {
 };
 typedef Tf32<SmallTile> SmallTf32Tile;
 typedef Tf32<EightTile> EightTf32Tile;
+typedef Tf32<TallTile> TallTf32Tile;
 typedef Tf32<LargeTile> LargeTf32Tile;
 typedef Tf32<WideTile> WideTf32Tile;
 template <typename Tile, typename T>

@@ -56,6 +56,8 @@ pub(super) enum Tile {
     Wide,
     /// 128 x 128.
     Large,
+    /// 128 x 64, on tensor cores only.
+    Tall,
     /// 64 x 64.
     Small,
     /// 64 x 64 by eight warps instead of four, on tensor cores only and of whole pieces of 16 bytes.
@@ -67,8 +69,10 @@ pub(super) enum Tile {
 pub(super) enum Tiles {
     /// All: linear layers'. The wide one and that of eight warps are of tensor cores.
     All,
-    /// Large and small ones, of four or eight warps: convolutions'.
+    /// Large and small ones, of four or eight warps: weight gradients of convolutions.
     LargeAndSmall,
+    /// Those and the tall one: convolutions and their input gradients.
+    TallToo,
 }
 
 impl Tiles {
@@ -80,6 +84,7 @@ impl Tiles {
             _ if !whole => &[Tile::Small],
             Tiles::All => &[Tile::Wide, Tile::Large, Tile::Small],
             Tiles::LargeAndSmall => &[Tile::Large, Tile::Small],
+            Tiles::TallToo => &[Tile::Large, Tile::Tall, Tile::Small],
         }
     }
 }
@@ -90,8 +95,10 @@ impl Tile {
         if !arithmetic.on_tensor_cores() {
             return Self::of_floats(result, 1, ENOUGH_TILES);
         }
-        let allowed = tiles.allowed(arithmetic, whole).iter();
-        let tile = allowed.copied().min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small);
+        // One tall block's four warps alone on a multiprocessor wait for each other's loads: there small ones are faster (modelled).
+        let hides = |tile: &Tile| *tile != Tile::Tall || waves(tile.count(result)) > 1;
+        let allowed = tiles.allowed(arithmetic, whole).iter().copied().filter(hides);
+        let tile = allowed.min_by_key(|tile| waves(tile.count(result)) * tile.work()).unwrap_or(Tile::Small);
         tile.of_warps(tiles, whole, tile.count(result))
     }
 
@@ -114,6 +121,7 @@ impl Tile {
         match self {
             Tile::Wide => [128, 192],
             Tile::Large => [128, 128],
+            Tile::Tall => [128, 64],
             Tile::Small | Tile::Eight => [64, 64],
         }
     }
@@ -129,6 +137,7 @@ impl Tile {
         match self {
             Tile::Wide => 128 * 192,
             Tile::Large => 128 * 128 * 11 / 10,
+            Tile::Tall => 128 * 64 * 3 / 2,
             Tile::Small | Tile::Eight => 64 * 64 * 41 / 20,
         }
     }
@@ -138,7 +147,7 @@ impl Tile {
         let [rows, cols] = self.sides();
         let shared = if arithmetic.on_tensor_cores() { 4 * 32 * (2 * (rows + cols) + 32) } else { 0 };
         let threads = match self {
-            Tile::Large | Tile::Small if arithmetic.on_tensor_cores() => 128,
+            Tile::Large | Tile::Tall | Tile::Small if arithmetic.on_tensor_cores() => 128,
             _ => 256,
         };
         LaunchConfig {
@@ -200,18 +209,20 @@ impl SumSplit {
 }
 
 /// Launches the tile's kernel of those that take the same arguments: per tile the one of the tensors' type, and those of bf16 and TF32 where
-/// they have names of their own. A product without a wide tile has none here.
+/// they have names of their own. A product without a wide or a tall tile has none here.
 macro_rules! launch_tile {
     (
         ($arithmetic:expr, $tile:expr), $T:ident,
-        { $(wide: [$wide:ident, $wide_tf32:ident],)? large: [$large:ident, $large_tf32:ident], eight: [$eight:ident, $eight_tf32:ident],
-          small: [$small:ident, $small_tf32:ident] },
+        { $(wide: [$wide:ident, $wide_tf32:ident],)? large: [$large:ident, $large_tf32:ident], $(tall: [$tall:ident, $tall_tf32:ident],)?
+          eight: [$eight:ident, $eight_tf32:ident], small: [$small:ident, $small_tf32:ident] },
         $accelerator:expr, $config:expr, $fields:tt
     ) => {{
         use $crate::ops::tile::{Arithmetic, Tile};
         match ($arithmetic, $tile) {
             $((Arithmetic::Tf32, Tile::Wide) => launch_tile!(@ $wide_tf32, $accelerator, $config, $fields),
             (_, Tile::Wide) => launch_tile!(@ $wide, $accelerator, $config, $fields),)?
+            $((Arithmetic::Tf32, Tile::Tall) => launch_tile!(@ $tall_tf32, $accelerator, $config, $fields),
+            (_, Tile::Tall) => launch_tile!(@ $tall, $accelerator, $config, $fields),)?
             (Arithmetic::Tf32, Tile::Eight) => launch_tile!(@ $eight_tf32, $accelerator, $config, $fields),
             (_, Tile::Eight) => launch_tile!(@ $eight, $accelerator, $config, $fields),
             (Arithmetic::Tf32, Tile::Small) => launch_tile!(@ $small_tf32, $accelerator, $config, $fields),
@@ -236,7 +247,7 @@ mod tests {
     #[test]
     fn tiles_cover_the_result() {
         for (rows, cols) in [(1, 1), (65, 400), (8189, 65), (16640, 1536)] {
-            for tiles in [Tiles::All, Tiles::LargeAndSmall] {
+            for tiles in [Tiles::All, Tiles::LargeAndSmall, Tiles::TallToo] {
                 for whole in [false, true] {
                     let tile = Tile::of(Bf16, tiles, whole, [rows, cols]);
                     let config = tile.config(Bf16, [rows, cols], 1);
@@ -252,14 +263,20 @@ mod tests {
         assert_eq!([of([16640, 48]), of([256, 384])], [Tile::Eight; 2]);
         let few = |rows| Tile::of(Bf16, Tiles::LargeAndSmall, true, [rows, 64]);
         assert_eq!([few(64 * 132), few(64 * 133)], [Tile::Eight, Tile::Small]);
+        let tall = |rows| Tile::of(Bf16, Tiles::TallToo, true, [rows, 64]);
+        assert_eq!([tall(64 * 132), tall(128 * 132), tall(128 * 133)], [Tile::Eight, Tile::Small, Tile::Tall]);
+        assert_eq!(Tile::of(Bf16, Tiles::TallToo, true, [131072, 128]), Tile::Large);
+        assert_eq!(Tile::of(F32, Tiles::TallToo, true, [131072, 64]), Tile::Small);
         assert_eq!(Tile::of(F32, Tiles::All, true, [16640, 384]), Tile::Large);
     }
 
     /// A stage of TF32 has half as many steps of twice the bytes: all is as in bf16.
     #[test]
     fn tiles_of_tf32_are_those_of_bf16() {
-        for result in [[16640, 384], [16640, 48], [64, 576], [131072, 128]] {
-            for (tiles, whole) in [(Tiles::All, true), (Tiles::LargeAndSmall, true), (Tiles::All, false)] {
+        for result in [[16640, 384], [16640, 48], [64, 576], [131072, 128], [131072, 64]] {
+            for (tiles, whole) in
+                [(Tiles::All, true), (Tiles::LargeAndSmall, true), (Tiles::TallToo, true), (Tiles::All, false)]
+            {
                 let of = |arithmetic| {
                     let tile = Tile::of(arithmetic, tiles, whole, result);
                     let split = SumSplit::of(arithmetic, tiles, whole, 4096, result);

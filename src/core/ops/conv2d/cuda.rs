@@ -4,10 +4,10 @@ use super::thin::{self, Sides, Split};
 use super::{OP, Operands, Sizes, Sums};
 use crate::device::launches::{
     Conv2dBwdChannel, Conv2dBwdColumns, Conv2dBwdInputEightBf16, Conv2dBwdInputEightTf32, Conv2dBwdInputLarge,
-    Conv2dBwdInputLargeTf32, Conv2dBwdInputSmall, Conv2dBwdInputSmallTf32, Conv2dBwdWeightEightBf16,
-    Conv2dBwdWeightEightTf32, Conv2dBwdWeightLarge, Conv2dBwdWeightLargeTf32, Conv2dBwdWeightSmall,
-    Conv2dBwdWeightSmallTf32, Conv2dFwdEightBf16, Conv2dFwdEightTf32, Conv2dFwdLarge, Conv2dFwdLargeTf32,
-    Conv2dFwdSmall, Conv2dFwdSmallTf32,
+    Conv2dBwdInputLargeTf32, Conv2dBwdInputSmall, Conv2dBwdInputSmallTf32, Conv2dBwdInputTallBf16,
+    Conv2dBwdInputTallTf32, Conv2dBwdWeightEightBf16, Conv2dBwdWeightEightTf32, Conv2dBwdWeightLarge,
+    Conv2dBwdWeightLargeTf32, Conv2dBwdWeightSmall, Conv2dBwdWeightSmallTf32, Conv2dFwdEightBf16, Conv2dFwdEightTf32,
+    Conv2dFwdLarge, Conv2dFwdLargeTf32, Conv2dFwdSmall, Conv2dFwdSmallTf32, Conv2dFwdTallBf16, Conv2dFwdTallTf32,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::{Error, Result};
@@ -53,7 +53,7 @@ pub(super) fn order(sizes: Sizes) -> SumOrder {
 
 /// The tile of a product with this result.
 fn tile(arithmetic: Arithmetic, sizes: Sizes, result: [usize; 2], aligned: bool) -> Tile {
-    Tile::of(arithmetic, Tiles::LargeAndSmall, aligned && whole(arithmetic, sizes), result)
+    Tile::of(arithmetic, Tiles::TallToo, aligned && whole(arithmetic, sizes), result)
 }
 
 /// `source / size` times 2^32, rounded up: what the kernels find a pixel's source with.
@@ -122,6 +122,7 @@ pub(super) fn forward<T: Stored>(
     let tile = tile(arithmetic, sizes, result, others.into_iter().flatten().all(Tensor::is_aligned));
     launch_product!((arithmetic, tile), T, {
         large: [Conv2dFwdLarge, Conv2dFwdLargeTf32],
+        tall: [Conv2dFwdTallBf16, Conv2dFwdTallTf32],
         eight: [Conv2dFwdEightBf16, Conv2dFwdEightTf32],
         small: [Conv2dFwdSmall, Conv2dFwdSmallTf32]
     }, accelerator, tile.config(arithmetic, result, 1), sizes, {
@@ -160,6 +161,7 @@ pub(super) fn input_backward<T: Stored>(
     };
     launch_product!((arithmetic, tile), T, {
         large: [Conv2dBwdInputLarge, Conv2dBwdInputLargeTf32],
+        tall: [Conv2dBwdInputTallBf16, Conv2dBwdInputTallTf32],
         eight: [Conv2dBwdInputEightBf16, Conv2dBwdInputEightTf32],
         small: [Conv2dBwdInputSmall, Conv2dBwdInputSmallTf32]
     }, accelerator, config, sizes, {
