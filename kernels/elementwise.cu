@@ -5,15 +5,11 @@
 //   add_into     to += x
 //   scale        y = factor x (its own gradient)
 //   cast         y = x between f32 and bf16
-//   gate         out = x + g y, g [cols] being columns `column` .. of the sample's row of `modulation` [samples, modulation_stride]
-//                (adaLN-zero; Peebles and Xie 2023, arXiv 2212.09748); dy = g dout, dg = sum over the sample's rows of dout y
 //
 // Arithmetic is in f32, storage in T. `accumulate` != 0 adds to the destination. Every kernel is bound by memory: its floor is
 // the bytes of its operands over the bandwidth.
 //
-// Launches: a thread per 16 bytes of T (eight elements for narrow and widen), in blocks of 256. gate_fwd: the same over rows * ceil(cols / N)
-// pieces, N elements in 16 bytes. gate_bwd: a thread per N columns of a sample, grid [samples, ceil(cols / (N * threads))]; it
-// goes down the rows, so that dg is one sum in order.
+// Launches: a thread per 16 bytes of T (eight elements for narrow and widen), in blocks of 256.
 #include "common/activation.cuh"
 #include "common/entry.cuh"
 #include "common/types.cuh"
@@ -128,54 +124,4 @@ KERNELS(elementwise_scale, (256), (Out<T> y, In<T> x, f32 factor, u64 len, u32 a
     load_wide(x + at, left, wide, v);
     UNROLL for (u32 i = 0; i < N; i++) v[i] *= factor;
     put(y + at, left, wide, v, accumulate);
-}
-
-KERNELS(elementwise_gate_fwd, (256), (Out<T> out, In<T> x, In<T> y, In<T> modulation, u32 rows, u32 cols, u32 rows_per_sample, u32 modulation_stride,
-        u32 column), (out, x, y, modulation, rows, cols, rows_per_sample, modulation_stride, column)) {
-    constexpr u32 N = Vec16<T>::COUNT;
-    u32 pieces = ceil_div(cols, N);
-    u64 index = first_element(1);
-    u32 row = (u32)(index / pieces), col = (u32)(index % pieces) * N;
-    if (row >= rows) return;
-    u32 left = cols - col;
-    u64 at = (u64)row * cols + col;
-    const T* g_at = modulation + (u64)(row / rows_per_sample) * modulation_stride + column + col;
-    bool wide = left >= N && cols % N == 0 && aligned16(out) && aligned16(x) && aligned16(y);
-    f32 v[N], w[N], g[N];
-    load_wide(x + at, left, wide, v);
-    load_wide(y + at, left, wide, w);
-    load_wide(g_at, left, left >= N && aligned16(g_at), g);
-    UNROLL for (u32 i = 0; i < N; i++) v[i] = fma_f32(g[i], w[i], v[i]);
-    store_wide(out + at, left, wide, v);
-}
-
-// dy (null: not wanted) is written or added to; dmodulation (null: not wanted) is always added to, in its own columns.
-KERNELS(elementwise_gate_bwd, (256), (Out<T> dy, Out<T> dmodulation, In<T> dout, In<T> y, In<T> modulation, u32 cols, u32 rows_per_sample,
-        u32 modulation_stride, u32 column, u32 accumulate),
-        (dy, dmodulation, dout, y, modulation, cols, rows_per_sample, modulation_stride, column, accumulate)) {
-    constexpr u32 N = Vec16<T>::COUNT;
-    u32 col = (blockIdx.y * blockDim.x + threadIdx.x) * N;
-    if (col >= cols) return;
-    u32 left = cols - col;
-    u64 columns = (u64)blockIdx.x * modulation_stride + column + col;
-    bool wide = left >= N && cols % N == 0 && aligned16(dy) && aligned16(dout) && aligned16(y);
-    bool wide_columns = left >= N && aligned16(modulation + columns);
-    if (dmodulation != nullptr) wide_columns = wide_columns && aligned16(dmodulation + columns);
-    f32 g[N], sums[N];
-    load_wide(modulation + columns, left, wide_columns, g);
-    UNROLL for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
-    for (u32 row = blockIdx.x * rows_per_sample, last = row + rows_per_sample; row < last; row++) {
-        u64 at = (u64)row * cols + col;
-        f32 d[N], v[N];
-        load_wide(dout + at, left, wide, d);
-        if (dmodulation != nullptr) {
-            load_wide(y + at, left, wide, v);
-            UNROLL for (u32 i = 0; i < N; i++) sums[i] = fma_f32(d[i], v[i], sums[i]);
-        }
-        if (dy != nullptr) {
-            UNROLL for (u32 i = 0; i < N; i++) d[i] *= g[i];
-            put(dy + at, left, wide, d, accumulate);
-        }
-    }
-    if (dmodulation != nullptr) put(dmodulation + columns, left, wide_columns, sums, 1);
 }

@@ -1,8 +1,10 @@
-// The linear layer: y = act(x W^T + b) + residual, and its gradients.
+// The linear layer: y = act(x W^T + b) + residual, or y = g (x W^T + b) + residual with a gate g, and their gradients.
 //
-// x [m, k], W [n, k], y, z, residual [m, n], b [n] in f32. With z = x W^T + b before the activation and dz = dy act'(z):
+// x [m, k], W [n, k], y, z, residual [m, n], b [n] in f32. g [n] is columns `column` .. of the row's sample in `modulation`
+// [m / rows_per_sample, modulation_stride] (adaLN-zero; Peebles and Xie 2023, arXiv 2212.09748). With z = x W^T + b, and dz = dy act'(z) or g dy:
 //
 //   dx = dz W [m, k]      dW = dz^T x [n, k] in f32      db = column sums of dz in f32      dresidual = dy
+//   dg = sum over the sample's rows of dy z
 //
 // On tensor cores, where x = act(z') is an activation that nothing else uses, _bwd_input multiplies by act'(z') as it writes, over z':
 // the result is the dz of the layer before.
@@ -24,7 +26,8 @@
 // 65 tokens), n = k = 384, bf16, that is 4.9 GFLOP and 26 MB: memory and tensor cores nearly in balance on an H100.
 //
 // Launches: products as in common/product.cuh, on WideTile, LargeTile, EightTile or SmallTile, splits in z; _bwd_bias (db without dW) as a
-// small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads.
+// small one of one column of tiles. _bwd_activation: 16 bytes a thread, 256 threads. _bwd_gate: a thread per 16 bytes of a sample's columns, at most
+// 128 threads, grid [samples, ceil(n / (elements in 16 bytes * threads))]; it goes down the rows, so that dg is one sum in order.
 #include "common/activation.cuh"
 #include "common/entry.cuh"
 #include "common/product.cuh"
@@ -32,7 +35,10 @@
 #include "common/types.cuh"
 #include "common/wide.cuh"
 
-// The epilogue of neighbouring sums of a row: bias, activation, residual.
+// In place of an activation: layers without a gate pay for no test of one.
+constexpr u32 GATED = ~0u;
+
+// The epilogue of neighbouring sums of a row: bias, activation or gate, residual.
 template <typename T>
 struct Finish {
     static constexpr u32 N = 4;
@@ -45,16 +51,23 @@ struct Finish {
     T* z;
     const f32* bias;
     const T* residual;
+    const T* gate;
+    u32 gate_stride;
+    u32 rows_per_sample;
     u32 cols;
+    // GATED with a gate.
     u32 activation;
     // Bits for z and residual.
     u32 has;
     bool wide;
 
-    DEV Finish make(T* y, T* z, const f32* bias, const T* residual, u32 cols, u32 activation) {
+    DEV Finish make(T* y, T* z, const f32* bias, const T* residual, const T* gate, u32 gate_stride, u32 rows_per_sample, u32 cols,
+                    u32 activation) {
         bool wide = cols % N == 0 && aligned16(y) && aligned16(z) && aligned16(bias) && aligned16(residual);
+        wide = wide && gate_stride % N == 0 && aligned16(gate);
         u32 has = (z != nullptr ? 1 : 0) | (residual != nullptr ? 2 : 0);
-        return Finish{y, z, bias, residual, cols, activation, has, wide};
+        if (gate != nullptr) activation = GATED;
+        return Finish{y, z, bias, residual, gate, gate_stride, rows_per_sample, cols, activation, has, wide};
     }
 };
 template <typename T>
@@ -71,11 +84,16 @@ DEV void finish(const Finish<T>& to, const typename Finish<T>::Columns& columns,
     u32 left = to.cols - col, has = opaque(to.has), activation = opaque(to.activation);
     UNROLL for (u32 i = 0; i < 4; i++) v[i] += columns.bias[i];
     if ((has & 1) != 0) store_wide(to.z + at, left, wide, v);
+    f32 other[4];
     if (activation != ACTIVATION_NONE) {
-        UNROLL for (u32 i = 0; i < 4; i++) v[i] = activate<T>(v[i], activation);
+        if (activation == GATED) {
+            load_wide(to.gate + (u64)(row / to.rows_per_sample) * to.gate_stride + col, left, wide, other);
+            UNROLL for (u32 i = 0; i < 4; i++) v[i] *= other[i];
+        } else {
+            UNROLL for (u32 i = 0; i < 4; i++) v[i] = activate<T>(v[i], activation);
+        }
     }
     if ((has & 2) != 0) {
-        f32 other[4];
         load_wide(to.residual + at, left, wide, other);
         UNROLL for (u32 i = 0; i < 4; i++) v[i] += other[i];
     }
@@ -84,9 +102,12 @@ DEV void finish(const Finish<T>& to, const typename Finish<T>::Columns& columns,
 
 // --- the three products ---
 
-WIDE_TILED_KERNELS(linear_fwd, (Out<T> y, Out<T> z, In<T> x, In<T> weight, In<f32> bias, In<T> residual, u32 m, u32 n, u32 k, u32 activation),
-                   (y, z, x, weight, bias, residual, m, n, k, activation)) {
-    Finish<T> to = Finish<T>::make(y, z, bias, residual, n, activation);
+// z (null: backward wants none) before activation or gate; modulation null: no gate.
+WIDE_TILED_KERNELS(linear_fwd, (Out<T> y, Out<T> z, In<T> x, In<T> weight, In<f32> bias, In<T> residual, In<T> modulation, u32 m, u32 n, u32 k,
+                   u32 activation, u32 modulation_stride, u32 column, u32 rows_per_sample),
+                   (y, z, x, weight, bias, residual, modulation, m, n, k, activation, modulation_stride, column, rows_per_sample)) {
+    const T* gate = modulation == nullptr ? nullptr : modulation + column;
+    Finish<T> to = Finish<T>::make(y, z, bias, residual, gate, modulation_stride, rows_per_sample, n, activation);
     product<Tile, true, true>(Stored<T>::make(x, k, m), Stored<T>::make(weight, k, n), 0, k, to);
 }
 
@@ -172,4 +193,37 @@ KERNELS(linear_bwd_activation, (256), (Out<T> dz, In<T> dy, u64 len, u32 activat
     load_wide(dz + at, left, wide, z);
     UNROLL for (u32 i = 0; i < N; i++) d[i] *= activation_derivative<T>(z[i], activation);
     store_wide(dz + at, left, wide, d);
+}
+
+// dz and dmodulation behind a gate (null: not wanted); dmodulation is added to, in the gate's columns, and z is there where it is.
+KERNELS(linear_bwd_gate, (128), (Out<T> dz, Out<T> dmodulation, In<T> dy, In<T> z, In<T> modulation, u32 n, u32 rows_per_sample,
+        u32 modulation_stride, u32 column), (dz, dmodulation, dy, z, modulation, n, rows_per_sample, modulation_stride, column)) {
+    constexpr u32 N = Vec16<T>::COUNT;
+    u32 col = (blockIdx.y * blockDim.x + threadIdx.x) * N;
+    if (col >= n) return;
+    u32 left = n - col;
+    u64 columns = (u64)blockIdx.x * modulation_stride + column + col;
+    bool wide = left >= N && n % N == 0 && aligned16(dz) && aligned16(dy) && aligned16(z);
+    bool wide_columns = left >= N && aligned16(modulation + columns);
+    if (dmodulation != nullptr) wide_columns = wide_columns && aligned16(dmodulation + columns);
+    f32 g[N], sums[N];
+    load_wide(modulation + columns, left, wide_columns, g);
+    UNROLL for (u32 i = 0; i < N; i++) sums[i] = 0.0f;
+    for (u32 row = blockIdx.x * rows_per_sample, last = row + rows_per_sample; row < last; row++) {
+        u64 at = (u64)row * n + col;
+        f32 d[N], v[N];
+        load_wide(dy + at, left, wide, d);
+        if (dmodulation != nullptr) {
+            load_wide(z + at, left, wide, v);
+            UNROLL for (u32 i = 0; i < N; i++) sums[i] = fma_f32(d[i], v[i], sums[i]);
+        }
+        if (dz != nullptr) {
+            UNROLL for (u32 i = 0; i < N; i++) d[i] *= g[i];
+            store_wide(dz + at, left, wide, d);
+        }
+    }
+    if (dmodulation == nullptr) return;
+    load_wide(dmodulation + columns, left, wide_columns, g);
+    UNROLL for (u32 i = 0; i < N; i++) sums[i] += g[i];
+    store_wide(dmodulation + columns, left, wide_columns, sums);
 }

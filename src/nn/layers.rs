@@ -52,7 +52,7 @@ use super::store::{Builder, Init, ParamId, ParameterKind};
 use crate::error::Result;
 use crate::ops::dropout::dropout;
 use crate::ops::embedding::embedding;
-use crate::ops::linear::{Activation, linear};
+use crate::ops::linear::{Activation, Gate, gated_linear, linear};
 use crate::ops::mask::Mask;
 use crate::tape::Var;
 use crate::tensor::Tensor;
@@ -83,7 +83,7 @@ impl Linear {
     }
 
     fn call(&self) -> LinearCall<'_> {
-        LinearCall { layer: self, activation: Activation::None, residual: None }
+        LinearCall { layer: self, activation: Activation::None, gate: None, residual: None }
     }
 
     /// SiLU(y).
@@ -94,6 +94,11 @@ impl Linear {
     /// GELU(y).
     pub fn gelu(&self) -> LinearCall<'_> {
         LinearCall { activation: Activation::Gelu, ..self.call() }
+    }
+
+    /// `gate` · y, for an input `[B, …, in]`.
+    pub fn gate<'a>(&'a self, gate: impl Into<Option<Gate<'a>>>) -> LinearCall<'a> {
+        LinearCall { gate: gate.into(), ..self.call() }
     }
 
     /// y + `residual` `[…, out]`.
@@ -110,11 +115,13 @@ impl Linear {
     }
 }
 
-/// A [`Linear`] with fused operations: activation(y) + residual.
+/// A [`Linear`] with fused operations: activation(y) + residual, or gate · y + residual.
 #[derive(Clone, Copy)]
 pub struct LinearCall<'a> {
     layer: &'a Linear,
     activation: Activation,
+    /// Only where there is no activation.
+    gate: Option<Gate<'a>>,
     residual: Option<&'a Var>,
 }
 
@@ -127,10 +134,13 @@ impl<'a> LinearCall<'a> {
     /// As [`Linear::forward`].
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for an input or a residual of another width.
+    /// [`Error::Shape`](crate::Error::Shape) for an input or a residual of another width, and a gate of other samples.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
-        let bias = self.layer.bias.map(|bias| &s[bias]);
-        linear(s, x, &s[self.layer.weight], bias, self.activation, self.residual)
+        let (weight, bias) = (&s[self.layer.weight], self.layer.bias.map(|bias| &s[bias]));
+        match self.gate {
+            Some(gate) => gated_linear(s, x, weight, bias, gate, self.residual),
+            None => linear(s, x, weight, bias, self.activation, self.residual),
+        }
     }
 }
 
@@ -152,9 +162,18 @@ impl Mlp {
         }
     }
 
+    fn call(&self) -> MlpCall<'_> {
+        MlpCall { layer: self, gate: None, residual: None }
+    }
+
+    /// Multiplies the result by `gate`, for an input `[B, …, in]`.
+    pub fn gate<'a>(&'a self, gate: impl Into<Option<Gate<'a>>>) -> MlpCall<'a> {
+        MlpCall { gate: gate.into(), ..self.call() }
+    }
+
     /// Adds `residual` `[…, out]`.
     pub fn residual<'a>(&'a self, residual: impl Into<Option<&'a Var>>) -> MlpCall<'a> {
-        MlpCall { layer: self, residual: residual.into() }
+        self.call().residual(residual)
     }
 
     /// `x` `[…, in]` to `[…, out]`.
@@ -162,26 +181,32 @@ impl Mlp {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) for an input of another width.
     pub fn forward(&self, s: &Scope, x: &Var) -> Result<Var> {
-        MlpCall { layer: self, residual: None }.forward(s, x)
+        self.call().forward(s, x)
     }
 }
 
-/// An [`Mlp`] plus a residual.
+/// An [`Mlp`] with fused operations: gate · y + residual.
 #[derive(Clone, Copy)]
 pub struct MlpCall<'a> {
     layer: &'a Mlp,
+    gate: Option<Gate<'a>>,
     residual: Option<&'a Var>,
 }
 
-impl MlpCall<'_> {
+impl<'a> MlpCall<'a> {
+    /// Adds `residual` `[…, out]`.
+    pub fn residual(self, residual: impl Into<Option<&'a Var>>) -> Self {
+        Self { residual: residual.into(), ..self }
+    }
+
     /// As [`Mlp::forward`].
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for an input or a residual of another width.
+    /// As [`LinearCall::forward`].
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let Mlp { fc1, fc2, activation } = self.layer;
         let hidden = LinearCall { activation: *activation, ..fc1.call() }.forward(s, x)?;
-        fc2.residual(self.residual).forward(s, &hidden)
+        fc2.gate(self.gate).residual(self.residual).forward(s, &hidden)
     }
 }
 

@@ -7,11 +7,10 @@ use engine::ops::balanced_loss::{BalancedLoss, balanced_loss};
 use engine::ops::batch_norm::{BatchNorm, Running, Statistics, batch_norm};
 use engine::ops::conv2d::{Geometry, conv2d};
 use engine::ops::cross_entropy::cross_entropy;
-use engine::ops::elementwise::gate;
 use engine::ops::embedding::embedding;
 use engine::ops::group_norm_silu::{GroupNormSilu, group_norm_silu};
 use engine::ops::layer_norm::{Affine, layer_norm};
-use engine::ops::linear::{Activation, linear};
+use engine::ops::linear::{Activation, Gate, gated_linear, linear};
 use engine::ops::linear_attention::linear_attention;
 use engine::ops::mse_loss::mse_loss;
 use engine::ops::patchify::patchify;
@@ -185,7 +184,10 @@ fn conv2d_agrees() {
 fn the_rest_agrees() {
     each("gated_residual", |golden| {
         let (x, y, modulation) = (golden.input("x"), golden.input("y"), golden.input("gate"));
-        let out = gate(&golden.tape, &x, &y, &modulation, 0).unwrap();
+        let width = y.shape().last();
+        let identity: Vec<f64> = (0..width * width).map(|i| f64::from(u8::from(i % (width + 1) == 0))).collect();
+        let (weight, gate) = (golden.var(&identity, &[width, width]), Gate { modulation: &modulation, column: 0 });
+        let out = gated_linear(&golden.tape, &y, &weight, None, gate, Some(&x)).unwrap();
         golden.check(&out, &[("x", &x), ("y", &y), ("gate", &modulation)]);
     });
     each("embedding", |golden| {

@@ -193,6 +193,19 @@ fn bugs_of_a_products_tiles_are_caught() {
     is_caught(&bug("product_sums_of_one_block", own, "warp % Tile::ACROSS * 0", &["race", "relative error"]));
 }
 
+/// A gate's sample, where its factors may be read four at once, and its own columns of a gradient that other calls add to.
+#[test]
+fn bugs_of_a_gate_are_caught() {
+    let bug =
+        |name, from, to, words| Bug { name, op: "linear", dtype: DType::BF16, file: "linear.cu", from, to, words };
+    let sample = "row / to.rows_per_sample";
+    is_caught(&bug("gate_of_the_token", sample, "row % to.rows_per_sample", &["outside its", "relative error"]));
+    let pieces = "wide = wide && gate_stride % N == 0 && aligned16(gate);";
+    is_caught(&bug("gate_between_pieces", pieces, "", &["aligned"]));
+    let added = "UNROLL for (u32 i = 0; i < N; i++) sums[i] += g[i];";
+    is_caught_by_wirings(&bug("gate_gradient_overwritten", added, "", WRONG));
+}
+
 /// Factors that are cut off, a fragment of words in another order, and sums of rows that lose what TF32 has no room for.
 #[test]
 fn bugs_of_tf32_are_caught() {

@@ -4,7 +4,7 @@ use super::config::{Conditioning, DitConfig};
 use crate::error::Result;
 use crate::nn::{Builder, Init, LayerNorm, Linear, Mlp, Modulation, ParamId, ParameterKind, Scope};
 use crate::ops::attention::attention;
-use crate::ops::linear::Activation;
+use crate::ops::linear::{Activation, Gate};
 use crate::ops::qk_norm::qk_norm;
 use crate::tape::Var;
 
@@ -35,20 +35,20 @@ impl Attention {
         Self { qkv, out, norms, heads, kv_heads }
     }
 
-    /// `x` `[B, T, D]` to the same shape; plus `residual`.
-    fn forward(&self, s: &Scope, x: &Var, residual: Option<&Var>) -> Result<Var> {
+    /// `x` `[B, T, D]` to the same shape; through `gate`, if there is one, and added to `residual`.
+    fn forward(&self, s: &Scope, x: &Var, gate: Option<Gate>, residual: &Var) -> Result<Var> {
         let mut qkv = self.qkv.forward(s, x)?;
         if let Some((q, k)) = self.norms {
             qkv = qk_norm(s, &qkv, &s[q], &s[k], self.heads, self.kv_heads, HEAD_NORM_EPSILON)?;
         }
         let mixed = attention(s, &qkv, self.heads, self.kv_heads)?;
-        self.out.residual(residual).forward(s, &mixed)
+        self.out.gate(gate).residual(residual).forward(s, &mixed)
     }
 }
 
-/// How a block's branches are normalized and added back.
+/// How a block's branches are normalized and added back: a branch's last linear layer adds the residual.
 enum Norm {
-    /// By layer norms with weights; a branch's last linear layer adds the residual.
+    /// By layer norms with weights.
     Plain { norm1: LayerNorm, norm2: LayerNorm },
     /// By shift, scale and gate of each branch, computed from the condition.
     AdalnZero(Modulation),
@@ -86,15 +86,13 @@ impl Block {
     pub fn forward(&self, s: &Scope, x: &Var, condition: &Var) -> Result<Var> {
         match &self.norm {
             Norm::Plain { norm1, norm2 } => {
-                let x = self.attention.forward(s, &norm1.forward(s, x)?, Some(x))?;
+                let x = self.attention.forward(s, &norm1.forward(s, x)?, None, x)?;
                 self.mlp.residual(&x).forward(s, &norm2.forward(s, &x)?)
             }
             Norm::AdalnZero(modulation) => {
                 let m = modulation.forward(s, condition)?;
-                let branch = self.attention.forward(s, &m.norm(s, x, 0)?, None)?;
-                let x = m.gate(s, x, &branch, 2)?;
-                let branch = self.mlp.forward(s, &m.norm(s, &x, 3)?)?;
-                m.gate(s, &x, &branch, 5)
+                let x = self.attention.forward(s, &m.norm(s, x, 0)?, Some(m.gate(2)), x)?;
+                self.mlp.gate(m.gate(5)).residual(&x).forward(s, &m.norm(s, &x, 3)?)
             }
         }
     }

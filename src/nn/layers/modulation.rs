@@ -4,8 +4,8 @@ use super::super::scope::Scope;
 use super::super::store::{Builder, Init};
 use super::{LayerNorm, Linear};
 use crate::error::Result;
-use crate::ops::elementwise::gate;
 use crate::ops::layer_norm::{Affine, layer_norm};
+use crate::ops::linear::Gate;
 use crate::tape::Var;
 
 /// Vectors linear in a condition, which shift, scale and gate activations (Perez et al. 2018, *FiLM*; Peebles and Xie 2023,
@@ -49,11 +49,8 @@ impl Modulated {
         layer_norm(s, x, affine, LayerNorm::EPSILON)
     }
 
-    /// x + m_number · branch; `x` and `branch` `[B, …, width]`.
-    ///
-    /// # Errors
-    /// As [`Modulated::norm`].
-    pub fn gate(&self, s: &Scope, x: &Var, branch: &Var, number: usize) -> Result<Var> {
-        gate(s, x, branch, &self.vectors, number * self.width)
+    /// The vector m_number, as a factor of a layer's result `[B, …, width]`: `fc.gate(m.gate(2)).residual(&x)` is x + m_2 · fc.
+    pub fn gate(&self, number: usize) -> Gate<'_> {
+        Gate { modulation: &self.vectors, column: number * self.width }
     }
 }

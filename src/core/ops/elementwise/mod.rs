@@ -6,7 +6,6 @@
 //! | [`add`] | a + b | dy, dy |
 //! | [`scale`] | factor · x | dx = factor · dy |
 //! | [`cast`] | x in another dtype | dx = dy in x's dtype |
-//! | [`gate`] | x + g · y, g per sample and column | dx = dout, dy = g · dout, dg = Σ over tokens of dout · y |
 //!
 //! The tape sums gradients with kernels of this family: `tape/sum.rs`.
 
@@ -134,75 +133,4 @@ fn same(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
         return Err(Error::shape(op, format!("{} {} and {} {}", a.shape(), a.dtype(), b.shape(), b.dtype())));
     }
     Ok(())
-}
-
-/// Sizes of a gated sum.
-#[derive(Clone, Copy, Debug)]
-struct Gate {
-    rows: usize,
-    cols: usize,
-    /// Tokens per sample.
-    rows_per_sample: usize,
-    /// Columns of the modulation matrix.
-    stride: usize,
-    column: usize,
-}
-
-/// `x + g · y`: `x` and `y` `[B, T, D]` (or `[B, …, D]`), g being columns `column .. column + D` of `modulation` `[B, M]`, of their dtype
-/// (adaLN-zero; Peebles and Xie 2023, *Scalable Diffusion Models with Transformers*). Saves `y`.
-///
-/// # Errors
-/// [`Error::Shape`] where these do not fit each other.
-pub fn gate(tape: &Tape, x: &Var, y: &Var, modulation: &Var, column: usize) -> Result<Var> {
-    same("gate", x.tensor(), y.tensor())?;
-    let samples = x.sizes()[0];
-    let sizes = Gate {
-        rows: x.shape().rows(),
-        cols: x.shape().last(),
-        rows_per_sample: x.shape().rows() / samples.max(1),
-        stride: modulation.shape().last(),
-        column,
-    };
-    if modulation.shape().rows() != samples || column + sizes.cols > sizes.stride || modulation.dtype() != x.dtype() {
-        return Err(Error::shape(
-            "gate",
-            format!(
-                "modulation {} {}, column {column}, for x {} {}",
-                modulation.shape(),
-                modulation.dtype(),
-                x.shape(),
-                x.dtype()
-            ),
-        ));
-    }
-    let out = x.context().empty(x.shape(), x.dtype())?;
-    x.context().charge("gate_fwd", Cost::memory(3 * out.bytes() + samples * sizes.cols * out.dtype().size()));
-    run!(held out, gate(sizes, x.tensor(), y.tensor(), modulation.tensor(), &out))?;
-    let saved = modulation.needs_gradient().then(|| y.tensor().clone());
-    let matrix = modulation.tensor().clone();
-    let mut inputs = tape.inputs(OP);
-    let (dx, dy, dmodulation) = (inputs.add("x", x), inputs.add("y", y), inputs.add("modulation", modulation));
-    Ok(inputs.record(out, move |backward| {
-        backward.pass(dx)?;
-        let dout = backward.gradient();
-        let dy = backward.destination(dy)?;
-        // Only this call's columns get something: the others start from zero.
-        let dm = backward.destination(dmodulation)?.map(Destination::into_sum).transpose()?;
-        if dout.is_empty() || (dy.is_none() && dm.is_none()) {
-            return dm.iter().try_for_each(Destination::put_zero);
-        }
-        let passes = 1 + dy.is_some() as usize + dm.is_some() as usize;
-        backward.context().charge("gate_bwd", Cost::memory(passes * dout.bytes()));
-        run!(held dout, gate_backward(&GateBackward { sizes, dout, y: saved.as_ref(), matrix: &matrix, dy, dm }))
-    }))
-}
-
-/// The operands of the gated sum's backward. `y` is there where `dm` is; `dm` is added to.
-struct GateBackward<'a> {
-    sizes: Gate,
-    dout: &'a Tensor,
-    y: Option<&'a Tensor>,
-    matrix: &'a Tensor,
-    dy: Option<Destination>,
-    dm: Option<Destination>,
 }

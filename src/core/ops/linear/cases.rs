@@ -1,6 +1,6 @@
 //! Cases of the linear layer.
 
-use super::{Activation, linear};
+use super::{Activation, Gate, gated_linear, linear};
 use crate::ops::case::{Case, Input};
 use crate::tape::Var;
 
@@ -19,6 +19,22 @@ fn case(name: &str, [m, n, k]: [usize; 3], bias: bool, activation: Activation, r
         Ok(vec![linear(tape, &inputs[0], &inputs[1], bias_var, activation, residual_var)?])
     })
     .sums(m.max(n).max(k))
+}
+
+/// With a gate that begins at `column`; `beyond` is the rest of the modulation's columns. All but the smallest have tiles of several samples.
+fn gated(name: &str, [samples, tokens, n, k]: [usize; 4], column: usize, beyond: usize) -> Case {
+    let inputs = vec![
+        Input::activation("x", [samples, tokens, k]),
+        Input::weight("weight", [n, k]),
+        Input::parameter("bias", [n]),
+        Input::activation("modulation", [samples, column + n + beyond]),
+        Input::activation("residual", [samples, tokens, n]),
+    ];
+    Case::new("linear", name, inputs, move |tape, inputs| {
+        let gate = Gate { modulation: &inputs[3], column };
+        Ok(vec![gated_linear(tape, &inputs[0], &inputs[1], Some(&inputs[2]), gate, Some(&inputs[4]))?])
+    })
+    .sums((samples * tokens).max(n).max(k))
 }
 
 /// Two layers, an activation between them: on tensor cores the second one's gradient of its input is multiplied by the
@@ -73,12 +89,69 @@ pub fn cases() -> Vec<Case> {
         case("wide_tile_fwd_m11400_n184_k40", [11400, 184, 40], true, Silu, false).constants(&["x", "weight"]),
         case("wide_tile_bwd_input_m11400_n8_k184", [11400, 8, 184], false, None, false).constants(&["weight"]),
         case("wide_tile_bwd_weight_m33_n2872_k760", [33, 2872, 760], true, None, false).constants(&["x"]),
+        gated("gate_b5_t13_n64_k48", [5, 13, 64, 48], 64, 64),
+        gated("gate_odd_b3_t5_n37_k23", [3, 5, 37, 23], 11, 2),
+        gated("gate_one_b1_t1_n1_k1", [1, 1, 1, 1], 0, 0).constants(&["x", "weight"]),
+        gated("gate_b2_t3_n384_k8", [2, 3, 384, 8], 768, 1152),
+        gated("gate_one_token_b70_t1_n48_k40", [70, 1, 48, 40], 96, 0),
+        gated("gate_wide_b2_t3_n1032_k8", [2, 3, 1032, 8], 8, 0),
+        // Columns, and then rows, of the modulation that are pieces of four f32 but not of eight bf16; and of neither.
+        gated("gate_column_4_b2_t35_n72_k40", [2, 35, 72, 40], 4, 4),
+        gated("gate_stride_140_b4_t17_n64_k40", [4, 17, 64, 40], 64, 12),
+        gated("gate_stride_139_b4_t17_n64_k40", [4, 17, 64, 40], 64, 11),
+        gated("gate_misaligned_b3_t9_n64_k40", [3, 9, 64, 40], 64, 0).misaligned(&["modulation"]),
+        gated("gate_constant_b3_t9_n64_k40", [3, 9, 64, 40], 64, 0).constants(&["modulation"]),
+        gated("gate_alone_b3_t9_n64_k40", [3, 9, 64, 40], 64, 0).constants(&["x", "weight", "bias", "residual"]),
+        gated("gate_large_tile_b20_t427_n120_k24", [20, 427, 120, 24], 120, 0).constants(&[
+            "x",
+            "weight",
+            "modulation",
+        ]),
+        gated("gate_wide_tile_b24_t475_n184_k40", [24, 475, 184, 40], 184, 0).constants(&["x", "weight", "bias"]),
         case("qkv_m16640_n576_k384", [16640, 576, 384], true, None, false).large(),
         case("up_m16640_n1536_k384", [16640, 1536, 384], true, Gelu, false).large(),
         case("down_m16640_n384_k1536", [16640, 384, 1536], true, None, true).large(),
+        gated("gate_b256_t65_n384_k1536", [256, 65, 384, 1536], 768, 1152).large(),
         case("cpu_m2080_n768_k384", [2080, 768, 384], true, None, false).large(),
         case("cpu_m2080_n384_k384", [2080, 384, 384], true, None, true).large(),
         case("cpu_m2080_n1536_k384", [2080, 1536, 384], true, Gelu, false).large(),
         case("cpu_m2080_n384_k1536", [2080, 384, 1536], true, None, true).large(),
+        gated("cpu_gate_b32_t65_n384_k1536", [32, 65, 384, 1536], 768, 1152).large(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::instruments::poisoned;
+    use crate::tape::Tape;
+    use crate::tensor::{DType, Device};
+
+    #[test]
+    fn a_gate_over_no_tokens_sends_its_modulation_zeros() {
+        let context = poisoned(Device::Cpu);
+        let tape = Tape::new(&context);
+        let leaf = |shape: &[usize]| tape.leaf(&context.zeros(shape, DType::F32).unwrap());
+        let (x, weight, modulation) = (leaf(&[2, 0, 3]), leaf(&[4, 3]), leaf(&[2, 5]));
+        let gate = Gate { modulation: &modulation, column: 1 };
+        let y = gated_linear(&tape, &x, &weight, Option::None, gate, Option::None).unwrap();
+        tape.backward(&y, context.zeros([2, 0, 4], DType::F32).unwrap()).unwrap();
+        assert_eq!(tape.gradient(&modulation).unwrap().host::<f32>(), [0.0; 10]);
+        assert_eq!(tape.gradient(&weight).unwrap().host::<f32>(), [0.0; 12]);
+    }
+
+    #[test]
+    fn a_gate_that_does_not_fit_is_refused() {
+        let context = poisoned(Device::Cpu);
+        let tape = Tape::new(&context);
+        let constant = |shape: &[usize]| tape.constant(&context.zeros(shape, DType::F32).unwrap());
+        let (x, weight, flat) = (constant(&[2, 5, 3]), constant(&[4, 3]), constant(&[3]));
+        let with = |x: &Var, modulation: &Var, column| {
+            gated_linear(&tape, x, &weight, Option::None, Gate { modulation, column }, Option::None).map(|_| ())
+        };
+        assert!(with(&x, &constant(&[2, 5]), 1).is_ok());
+        assert!(with(&x, &constant(&[2, 5]), 2).is_err(), "a column beyond the matrix");
+        assert!(with(&x, &constant(&[10, 5]), 1).is_err(), "a row per token");
+        assert!(with(&flat, &constant(&[3, 5]), 1).is_err(), "no samples");
+    }
 }

@@ -1,8 +1,10 @@
-//! The linear layer on the CPU: products with bias, activation and residual applied while a row is in the cache.
+//! The linear layer on the CPU: products with bias, activation or gate, and residual applied while a row is in the cache.
 
 use half::bf16;
 
+use super::gate::GateBackward;
 use super::{Activation, BiasSum, Call, Operands, ROWS_PER_PART, Sizes};
+use crate::ops::host::held::write_alone;
 use crate::ops::host::product::{self, Factor, Weight};
 use crate::ops::host::{self, Float, Held, parallel, vector};
 use crate::tape::{Accumulate, Destination};
@@ -41,6 +43,7 @@ pub(super) fn forward<T: Factor>(call: &Call, &Operands { x, weight, packed, bia
     let (Sizes { m, n, k }, activation) = (call.sizes, call.activation);
     let z = call.z.as_ref().map(|z| z.host_mut::<T>()).map(|z| Pieces(z.as_mut_ptr(), z.len()));
     let residual = residual.map(Tensor::host::<T>);
+    let gate = call.gated.as_ref().map(|gated| (gated.sizes, gated.matrix.host::<T>()));
     let finish = |row: usize, first: usize, values: &mut [T::Float]| {
         let at = row * n + first;
         if let Some(z) = &z {
@@ -50,6 +53,10 @@ pub(super) fn forward<T: Factor>(call: &Call, &Operands { x, weight, packed, bia
             Activation::None => {}
             Activation::Gelu => vector::map_in_place(values, host::activation::gelu),
             Activation::Silu => vector::map_in_place(values, host::activation::silu),
+        }
+        if let Some((gate, matrix)) = gate {
+            let factors = &gate.columns(matrix, row / gate.rows_per_sample, n)[first..][..values.len()];
+            bend(values, factors, |z| z);
         }
         if let Some(residual) = residual {
             vector::map(values, &residual[at..][..values.len()], Accumulate::Add, |r| r);
@@ -115,13 +122,62 @@ pub(super) fn activation_backward<T: Held>(call: &Call, dy: &Tensor, bias: Optio
     }
 }
 
-/// z becomes dy · derivative(z).
+/// z becomes factor · f(z).
 #[inline(always)]
-fn bend<T: Held>(z: &mut [T], dy: &[T], derivative: impl Fn(T::Float) -> T::Float) {
+fn bend<T: Float, Z: Held<Float = T>, A: Held<Float = T>>(z: &mut [Z], factors: &[A], f: impl Fn(T) -> T) {
     vector::dispatch(
         #[inline(always)]
-        || z.iter_mut().zip(dy).for_each(|(z, &dy)| *z = T::of(dy.get() * derivative(z.get()))),
+        || z.iter_mut().zip(factors).for_each(|(z, &factor)| *z = Z::of(factor.get() * f(z.get()))),
     );
+}
+
+/// One sample's part of the gradients behind a gate.
+struct Sample<'a, T> {
+    number: usize,
+    dz: Option<&'a mut [T]>,
+    dmodulation: Option<&'a mut [T]>,
+}
+
+pub(super) fn gate_backward<T: Held>(call: &GateBackward, dy: &Tensor) {
+    let GateBackward { sizes: Sizes { m, n, .. }, gate, matrix, ref z, dz, ref dmodulation } = *call;
+    let len = gate.rows_per_sample * n;
+    let (dy, matrix, z) = (dy.host::<T>(), matrix.host::<T>(), z.as_ref().map(Tensor::host::<T>));
+    let mut dz_of = dz.map(|dz| dz.host_mut::<T>().chunks_exact_mut(len));
+    let mut sums_of = dmodulation.as_ref().map(|dm| dm.host_mut::<T>().chunks_exact_mut(gate.stride));
+    let mut samples: Vec<Sample<T>> = (0..m / gate.rows_per_sample)
+        .map(|number| Sample {
+            number,
+            dz: dz_of.as_mut().and_then(Iterator::next),
+            dmodulation: sums_of.as_mut().and_then(Iterator::next),
+        })
+        .collect();
+    parallel::for_slots(&mut samples, dy.len(), |sample| {
+        let at = sample.number * len;
+        let dy = &dy[at..][..len];
+        if let Some(dz) = &mut sample.dz {
+            let factors = gate.columns(matrix, sample.number, n);
+            for (dz, dy) in dz.chunks_exact_mut(n).zip(dy.chunks_exact(n)) {
+                vector::map2(dz, factors, dy, Accumulate::Write, |g, d| g * d);
+            }
+        }
+        if let (Some(dmodulation), Some(z)) = (&mut sample.dmodulation, z) {
+            write_alone(&mut dmodulation[gate.column..][..n], true, |sums| {
+                for (dy, z) in dy.chunks_exact(n).zip(z[at..][..len].chunks_exact(n)) {
+                    vector::dispatch(
+                        #[inline(always)]
+                        || {
+                            for ((sum, &d), &z) in sums.iter_mut().zip(dy).zip(z) {
+                                *sum = d.get().mul_add(z.get(), *sum);
+                            }
+                        },
+                    );
+                }
+            });
+        }
+    });
+    if let Some(dz) = dz {
+        dz.round_declared();
+    }
 }
 
 pub(super) fn input_backward<T: Factor>(Sizes { m, n, k }: Sizes, dz: &Tensor, weight: &Tensor, dx: &Destination) {

@@ -1,13 +1,14 @@
 //! The linear layer on accelerators: the launches.
 
+use super::gate::GateBackward;
 use super::{BiasSum, Call, Operands, Sizes};
 use crate::device::launches::{
-    LinearBwdActivation, LinearBwdBias, LinearBwdBiasTf32, LinearBwdInputEightBf16, LinearBwdInputEightTf32,
-    LinearBwdInputLarge, LinearBwdInputLargeTf32, LinearBwdInputSmall, LinearBwdInputSmallTf32, LinearBwdInputWideBf16,
-    LinearBwdInputWideTf32, LinearBwdWeightEightBf16, LinearBwdWeightEightTf32, LinearBwdWeightLarge,
-    LinearBwdWeightLargeTf32, LinearBwdWeightSmall, LinearBwdWeightSmallTf32, LinearBwdWeightWideBf16,
-    LinearBwdWeightWideTf32, LinearFwdEightBf16, LinearFwdEightTf32, LinearFwdLarge, LinearFwdLargeTf32,
-    LinearFwdSmall, LinearFwdSmallTf32, LinearFwdWideBf16, LinearFwdWideTf32,
+    LinearBwdActivation, LinearBwdBias, LinearBwdBiasTf32, LinearBwdGate, LinearBwdInputEightBf16,
+    LinearBwdInputEightTf32, LinearBwdInputLarge, LinearBwdInputLargeTf32, LinearBwdInputSmall,
+    LinearBwdInputSmallTf32, LinearBwdInputWideBf16, LinearBwdInputWideTf32, LinearBwdWeightEightBf16,
+    LinearBwdWeightEightTf32, LinearBwdWeightLarge, LinearBwdWeightLargeTf32, LinearBwdWeightSmall,
+    LinearBwdWeightSmallTf32, LinearBwdWeightWideBf16, LinearBwdWeightWideTf32, LinearFwdEightBf16, LinearFwdEightTf32,
+    LinearFwdLarge, LinearFwdLargeTf32, LinearFwdSmall, LinearFwdSmallTf32, LinearFwdWideBf16, LinearFwdWideTf32,
 };
 use crate::device::{Accelerator, LaunchConfig, SliceMut};
 use crate::error::Result;
@@ -47,9 +48,13 @@ pub(super) fn forward<T: Stored>(
         return Ok(());
     }
     let Operands { x, weight, bias, residual, .. } = operands;
-    let others = [Some(*x), Some(*weight), *bias, *residual, call.z.as_ref(), Some(y)];
+    let (gated, gate) = (call.gated.as_ref(), call.gate_sizes());
+    let matrix = gated.map(|gated| &gated.matrix);
+    let others = [Some(*x), Some(*weight), *bias, *residual, call.z.as_ref(), Some(y), matrix];
     let arithmetic = Arithmetic::of(y.context(), T::DTYPE);
-    let tile = tile(arithmetic, [m, n], k, others.into_iter().flatten().all(Tensor::is_aligned));
+    let aligned = others.into_iter().flatten().all(Tensor::is_aligned)
+        && gated.is_none_or(|gated| gated.is_whole(arithmetic.piece()));
+    let tile = tile(arithmetic, [m, n], k, aligned);
     launch_tile!((arithmetic, tile), T, {
         wide: [LinearFwdWideBf16, LinearFwdWideTf32],
         large: [LinearFwdLarge, LinearFwdLargeTf32],
@@ -62,10 +67,14 @@ pub(super) fn forward<T: Stored>(
         weight: operands.weight.slice(),
         bias: optional(operands.bias),
         residual: optional(operands.residual),
+        modulation: optional(matrix),
         m: m as u32,
         n: n as u32,
         k: k as u32,
         activation: call.activation.code(),
+        modulation_stride: gate.stride as u32,
+        column: gate.column as u32,
+        rows_per_sample: gate.rows_per_sample as u32,
     })
 }
 
@@ -82,6 +91,29 @@ pub(super) fn activation_backward<T: Stored>(
     }
     LinearBwdActivation::<T> { dz: z.slice_mut(), dy: dy.slice(), len: len as u64, activation: call.activation.code() }
         .launch(accelerator, LaunchConfig::elements(len.div_ceil(16 / size_of::<T>()), 256))
+}
+
+pub(super) fn gate_backward<T: Stored>(accelerator: &dyn Accelerator, call: &GateBackward, dy: &Tensor) -> Result<()> {
+    let (Sizes { m, n, .. }, gate) = (call.sizes, call.gate);
+    LinearBwdGate::<T> {
+        dz: optional_mut(call.dz),
+        dmodulation: wanted(call.dmodulation.as_ref()).0,
+        dy: dy.slice(),
+        z: optional(call.z.as_ref()),
+        modulation: call.matrix.slice(),
+        n: n as u32,
+        rows_per_sample: gate.rows_per_sample as u32,
+        modulation_stride: gate.stride as u32,
+        column: gate.column as u32,
+    }
+    .launch(accelerator, by_column::<T>(m / gate.rows_per_sample, n))
+}
+
+/// A thread per 16 bytes of a sample's columns, in as few whole warps as hold them, at most 128 threads.
+fn by_column<T>(samples: usize, n: usize) -> LaunchConfig {
+    let pieces = n.div_ceil(16 / size_of::<T>());
+    let threads = pieces.next_multiple_of(32).min(128);
+    LaunchConfig::grid([samples, pieces.div_ceil(threads)], threads as u32)
 }
 
 pub(super) fn bias_backward<T: Stored>(
@@ -174,4 +206,20 @@ pub(super) fn weight_backward<T: Stored>(
         accumulate: accumulate,
         accumulate_bias: accumulate_db,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn every_column_of_a_gate_has_a_thread() {
+        for n in [1, 33, 384, 5000] {
+            let config = by_column::<bf16>(3, n);
+            assert_eq!(config.grid[0], 3);
+            assert!((config.grid[1] * config.block[0]) as usize * 8 >= n);
+        }
+    }
 }

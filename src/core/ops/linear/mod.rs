@@ -1,18 +1,23 @@
 //! The linear layer, with bias, activation and residual in the same pass.
 //!
-//! y = act(z) + residual, z = x · Wᵀ + b. The gradients, with dz = dy · act′(z):
+//! y = act(z) + residual, z = x · Wᵀ + b; or, with a gate, y = g · z + residual, g per sample and column ([`Gate`]). The gradients, with
+//! dz = dy · act′(z) or g · dy:
 //!
-//! dx = dz · W, dW = dzᵀ · x, db = Σ over rows of dz, and dy itself for the residual.
+//! dx = dz · W, dW = dzᵀ · x, db = Σ over rows of dz, dg = Σ over a sample's rows of dy · z, and dy itself for the residual.
 //!
-//! Saved for backward: `x` where the weight wants a gradient, and with an activation `z`, rounded to storage; backwards dz
-//! takes its place. On tensor cores the next linear layer writes it there, as it works out dy ([`Chain`]), where nothing
+//! Saved for backward: `x` where the weight wants a gradient; and z, rounded to storage, where the gate wants one, or with an activation: there,
+//! backwards, dz takes its place. On tensor cores the next linear layer writes it there, as it works out dy ([`Chain`]), where nothing
 //! else uses `y`, and db is made with dW, whose product reads dz anyway; on the CPU a pass of its own makes dz and db.
 
 mod cases;
 mod cpu;
 mod cuda;
+mod gate;
 
 pub use cases::cases;
+pub use gate::Gate;
+
+use gate::{GateSizes, Gated};
 
 use crate::error::{Error, Result};
 use crate::ops::tile::Arithmetic;
@@ -62,6 +67,13 @@ impl Sizes {
     }
 }
 
+/// What comes between product and residual.
+#[derive(Clone, Copy)]
+enum Then<'a> {
+    Activation(Activation),
+    Gate(Gate<'a>),
+}
+
 /// `act(x · weightᵀ + bias) + residual`: `x` `[…, K]`, `weight` `[N, K]` of the same dtype, `bias` `[N]` in `f32`, `residual` of the
 /// result's shape and dtype; the result is `[…, N]`. The weight's gradient is `f32` (`f64` in oracle runs).
 ///
@@ -75,7 +87,27 @@ pub fn linear(
     activation: Activation,
     residual: Option<&Var>,
 ) -> Result<Var> {
-    let context = x.context().clone();
+    fused(tape, [x, weight], bias, Then::Activation(activation), residual)
+}
+
+/// `g · (x · weightᵀ + bias) + residual` with the gate g; `x` `[B, …, K]`, the rest as for [`linear`]. Nothing is rounded between product and
+/// gate.
+///
+/// # Errors
+/// [`Error::Shape`] where these do not fit each other.
+pub fn gated_linear(
+    tape: &Tape,
+    x: &Var,
+    weight: &Var,
+    bias: Option<&Var>,
+    gate: Gate,
+    residual: Option<&Var>,
+) -> Result<Var> {
+    fused(tape, [x, weight], bias, Then::Gate(gate), residual)
+}
+
+/// The sizes and the shape of the result, where the operands fit each other.
+fn fit(x: &Var, weight: &Var, bias: Option<&Var>, residual: Option<&Var>) -> Result<(Sizes, Shape)> {
     let &[n, k] = weight.sizes() else {
         return Err(Error::shape(OP, format!("a weight {} where [out, in] is needed", weight.shape())));
     };
@@ -93,14 +125,28 @@ pub fn linear(
             format!("residual {} {} where {shape} {} is needed", residual.shape(), residual.dtype(), x.dtype()),
         ));
     }
-    let sizes = Sizes { m: x.shape().rows(), n, k };
+    Ok((Sizes { m: x.shape().rows(), n, k }, shape))
+}
+
+fn fused(tape: &Tape, [x, weight]: [&Var; 2], bias: Option<&Var>, then: Then, residual: Option<&Var>) -> Result<Var> {
+    let context = x.context().clone();
+    let (sizes, shape) = fit(x, weight, bias, residual)?;
+    let (activation, gate) = match then {
+        Then::Activation(activation) => (activation, None),
+        Then::Gate(gate) => (Activation::None, Some(gate)),
+    };
+    let wants_dz = [Some(x), Some(weight), bias].into_iter().flatten().any(Var::needs_gradient);
+    let gated = gate.map(|gate| gate.of(x, sizes, wants_dz)).transpose()?;
+    let saves_z = match gate {
+        Some(gate) => gate.modulation.needs_gradient(),
+        None => activation != Activation::None && wants_dz,
+    };
     let y = context.empty(shape, x.dtype())?;
-    let bent = [Some(x), Some(weight), bias].into_iter().flatten().any(Var::needs_gradient);
-    let bends = activation != Activation::None && bent;
     let call = Call {
         sizes,
         activation,
-        z: bends.then(|| context.empty(shape, x.dtype())).transpose()?,
+        gated,
+        z: saves_z.then(|| context.empty(shape, x.dtype())).transpose()?,
         x: weight.needs_gradient().then(|| x.tensor().clone()),
         weight: x.needs_gradient().then(|| weight.tensor().clone()),
     };
@@ -126,8 +172,10 @@ pub fn linear(
         weight: inputs.add("weight", weight),
         bias: inputs.optional("bias", bias),
         residual: inputs.optional("residual", residual),
+        modulation: inputs.optional("modulation", gate.map(|gate| gate.modulation)),
     };
-    let chain = call.z.clone().filter(|_| residual.is_none()).map(|z| Chain { z, code: activation.code() });
+    let bends = activation != Activation::None && residual.is_none();
+    let chain = call.z.clone().filter(|_| bends).map(|z| Chain { z, code: activation.code() });
     let closure = move |backward: &Backward| call.backward(backward, to);
     Ok(match chain {
         Some(chain) => inputs.record_chained(y, chain, closure),
@@ -151,6 +199,7 @@ struct To {
     weight: Input,
     bias: Input,
     residual: Input,
+    modulation: Input,
 }
 
 /// The operands of a forward.
@@ -173,28 +222,42 @@ struct BiasSum {
 struct Call {
     sizes: Sizes,
     activation: Activation,
+    gated: Option<Gated>,
     z: Option<Tensor>,
     x: Option<Tensor>,
     weight: Option<Tensor>,
 }
 
 impl Call {
+    fn gate_sizes(&self) -> GateSizes {
+        self.gated.as_ref().map_or_else(GateSizes::default, |gated| gated.sizes)
+    }
+
     fn forward_cost(&self, operands: &Operands) -> Cost {
         let (Sizes { m, n, k }, dtype) = (self.sizes, operands.x.dtype());
         let mut cost = Cost::product(m, n, k, dtype.size());
         let rows = (self.z.is_some() as usize + operands.residual.is_some() as usize) * m * n * dtype.size();
         cost += Cost::memory(rows + operands.bias.map_or(0, |_| n * dtype.exact().size()));
+        cost += Cost::memory(self.gated.as_ref().map_or(0, |gated| gated.samples() * n * dtype.size()));
         cost
     }
 
     fn backward(mut self, backward: &Backward, to: To) -> Result<()> {
-        let (context, dy) = (backward.context(), backward.gradient());
+        let context = backward.context();
         if backward.is_chained() {
             // The gradient that arrived is dz.
             self.z = None;
         }
         let Sizes { m, n, k } = self.sizes;
         backward.pass(to.residual)?;
+        let behind_gate = match self.gated.take() {
+            Some(gated) => match gated.backward(self.sizes, self.z.take(), backward, to.modulation)? {
+                None => return Ok(()),
+                dz => dz,
+            },
+            None => None,
+        };
+        let dy = behind_gate.as_ref().unwrap_or_else(|| backward.gradient());
         let db = backward.destination(to.bias)?;
         let on_cpu = !matches!(context.device(), Device::Accelerator(_));
         let (db_with_dz, db_with_dw) = if on_cpu { (db, None) } else { (None, db) };
