@@ -198,8 +198,8 @@ fn bugs_of_a_products_tiles_are_caught() {
 fn bugs_of_a_gate_are_caught() {
     let bug =
         |name, from, to, words| Bug { name, op: "linear", dtype: DType::BF16, file: "linear.cu", from, to, words };
-    let sample = "row / to.rows_per_sample";
-    is_caught(&bug("gate_of_the_token", sample, "row % to.rows_per_sample", &["outside its", "relative error"]));
+    let sample = "sample_of(row, to.sample_scale)";
+    is_caught(&bug("gate_of_the_token", sample, "row", &["outside its", "relative error"]));
     let pieces = "wide = wide && gate_stride % N == 0 && aligned16(gate);";
     is_caught(&bug("gate_between_pieces", pieces, "", &["aligned"]));
     let added = "UNROLL for (u32 i = 0; i < N; i++) sums[i] += g[i];";

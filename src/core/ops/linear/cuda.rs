@@ -37,6 +37,11 @@ fn tile(arithmetic: Arithmetic, [rows, cols]: [usize; 2], depth: usize, aligned:
     Tile::of(arithmetic, Tiles::All, aligned && whole, [rows, cols])
 }
 
+/// What the kernel finds a row's sample with: 2^64 - 1 over a sample's rows, rounded down.
+fn sample_scale(rows_per_sample: usize) -> u64 {
+    u64::MAX / rows_per_sample.max(1) as u64
+}
+
 pub(super) fn forward<T: Stored>(
     accelerator: &dyn Accelerator,
     call: &Call,
@@ -74,7 +79,7 @@ pub(super) fn forward<T: Stored>(
         activation: call.activation.code(),
         modulation_stride: gate.stride as u32,
         column: gate.column as u32,
-        rows_per_sample: gate.rows_per_sample as u32,
+        sample_scale: sample_scale(gate.rows_per_sample),
     })
 }
 
@@ -213,6 +218,21 @@ mod tests {
     use half::bf16;
 
     use super::*;
+
+    /// `sample_of` of the kernel is the division.
+    #[test]
+    fn samples_of_a_gate_are_exact() {
+        let sample_of = |row: u32, scale: u64| (((row as u128 + 1) * scale as u128) >> 64) as usize;
+        for rows in [1usize, 2, 3, 5, 7, 64, 65, 256, 257, 641, 65535, 65537, (1 << 31) - 1, u32::MAX as usize] {
+            let scale = sample_scale(rows);
+            for sample in [0, 1, 2, 3, 100, 4095, 65537, u32::MAX as usize / rows] {
+                for row in [sample * rows, sample * rows + rows / 2, sample * rows + rows - 1] {
+                    let Ok(row) = u32::try_from(row) else { continue };
+                    assert_eq!(sample_of(row, scale), row as usize / rows, "row {row} of {rows}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_column_of_a_gate_has_a_thread() {
