@@ -2,7 +2,7 @@
 //!
 //! A layer is called with a [`Scope`], as in `fc.forward(s, &x)`. Fused operations are added before: `fc.gelu().forward(s, &x)` or
 //! `fc.residual(&x).forward(s, &h)`. An operand of such a call may be a [`Var`], an `Option<&Var>` or a reference to an
-//! `Option<Var>`; None adds nothing.
+//! `Option<Var>`, and a gate a [`Gate`] or an `Option<Gate>`; None adds nothing.
 //!
 //! # An op as a layer
 //!
@@ -134,7 +134,8 @@ impl<'a> LinearCall<'a> {
     /// As [`Linear::forward`].
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for an input or a residual of another width, and a gate of other samples.
+    /// [`Error::Shape`](crate::Error::Shape) for an input or a residual of another width, and a gate of other samples
+    /// or beyond its matrix's columns.
     pub fn forward(self, s: &Scope, x: &Var) -> Result<Var> {
         let (weight, bias) = (&s[self.layer.weight], self.layer.bias.map(|bias| &s[bias]));
         match self.gate {

@@ -85,8 +85,10 @@ pub fn cases() -> Vec<Case> {
         // Tiles of 64 with more than one block a multiprocessor: they take four warps, not eight.
         case("small_tiles_b1_h95_w91_c8_o8", [1, 95, 91, 8], 8, 3, same, BIAS),
         case("small_tiles_bwd_weight_b1_h4_w8_c112_o520", [1, 4, 8, 112], 520, 3, same, BIAS).constants(&["x"]),
-        // Tiles of 128x64.
-        case("tall_tiles_b1_h131_w130_c8_o8", [1, 131, 130, 8], 8, 3, same, BIAS),
+        // Tiles of 128x64, whose columns are most of them used; by parity too.
+        case("tall_tile_b1_h131_w130_c8_o40", [1, 131, 130, 8], 40, 3, same, BIAS).constants(&["x", "weight"]),
+        case("tall_tile_bwd_input_b1_h131_w130_c40_o8", [1, 131, 130, 40], 8, 3, same, NOTHING).constants(&["weight"]),
+        case("tall_tile_down_b1_h132_w130_c40_o8", [1, 132, 130, 40], 8, 3, down, NOTHING).constants(&["weight"]),
         // Whole pieces of 16 bytes that begin between two such places.
         case("misaligned_b2_h4_w5_c16_o24", [2, 4, 5, 16], 24, 3, same, ALL).misaligned(&["x", "residual"]),
         case("misaligned_cotangent_b2_h4_w5_c16_o24", [2, 4, 5, 16], 24, 3, same, ALL).misaligned(&["cotangent"]),

@@ -53,6 +53,24 @@ fn chain(name: &str, [m, n, k]: [usize; 3], activation: Activation, twice: bool)
     .constants(&["down"])
 }
 
+/// An MLP behind a gate: on tensor cores the gradient of its input is multiplied by the derivative, as in [`chain`].
+fn gated_chain(name: &str, [samples, tokens, n, k]: [usize; 4]) -> Case {
+    let inputs = vec![
+        Input::activation("x", [samples, tokens, k]),
+        Input::weight("up", [n, k]),
+        Input::weight("down", [k, n]),
+        Input::activation("modulation", [samples, k]),
+    ];
+    Case::new("linear", name, inputs, move |tape, inputs| {
+        let hidden = linear(tape, &inputs[0], &inputs[1], None, Activation::Gelu, None)?;
+        let gate = Gate { modulation: &inputs[3], column: 0 };
+        Ok(vec![gated_linear(tape, &hidden, &inputs[2], None, gate, None)?])
+    })
+    .sums((samples * tokens).max(n).max(k))
+    .chained()
+    .constants(&["down"])
+}
+
 /// Shapes of the presets, odd ones, sums that are split, both tiles for each product, and some large enough to time.
 pub fn cases() -> Vec<Case> {
     use Activation::{Gelu, None, Silu};
@@ -89,6 +107,7 @@ pub fn cases() -> Vec<Case> {
         case("wide_tile_fwd_m11400_n184_k40", [11400, 184, 40], true, Silu, false).constants(&["x", "weight"]),
         case("wide_tile_bwd_input_m11400_n8_k184", [11400, 8, 184], false, None, false).constants(&["weight"]),
         case("wide_tile_bwd_weight_m33_n2872_k760", [33, 2872, 760], true, None, false).constants(&["x"]),
+        gated_chain("gelu_chain_gate_b3_t11_n72_k24", [3, 11, 72, 24]),
         gated("gate_b5_t13_n64_k48", [5, 13, 64, 48], 64, 64),
         gated("gate_odd_b3_t5_n37_k23", [3, 5, 37, 23], 11, 2),
         gated("gate_one_b1_t1_n1_k1", [1, 1, 1, 1], 0, 0).constants(&["x", "weight"]),

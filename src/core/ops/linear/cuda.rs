@@ -219,10 +219,14 @@ mod tests {
 
     use super::*;
 
-    /// `sample_of` of the kernel is the division.
+    /// The kernel's `sample_of`, in the same operations, is the division.
     #[test]
     fn samples_of_a_gate_are_exact() {
-        let sample_of = |row: u32, scale: u64| (((row as u128 + 1) * scale as u128) >> 64) as usize;
+        let sample_of = |row: u32, scale: u64| {
+            let next = u64::from(row) + 1;
+            let (low, high) = (next * (scale & 0xffff_ffff), next * (scale >> 32));
+            ((high + (low >> 32)) >> 32) as usize
+        };
         for rows in [1usize, 2, 3, 5, 7, 64, 65, 256, 257, 641, 65535, 65537, (1 << 31) - 1, u32::MAX as usize] {
             let scale = sample_scale(rows);
             for sample in [0, 1, 2, 3, 100, 4095, 65537, u32::MAX as usize / rows] {
