@@ -22,16 +22,15 @@ impl Gate<'_> {
         let Gate { modulation, column } = self;
         let samples = x.sizes().first().copied().unwrap_or(0);
         let fits = matches!(modulation.sizes(), &[rows, stride] if rows == samples && column + n <= stride);
-        if !fits || x.sizes().len() < 2 || modulation.dtype() != x.dtype() {
-            let (modulation, x) = (modulation.tensor(), x.tensor());
+        if x.sizes().len() < 2 {
+            return Err(Error::shape(OP, format!("x {} where a gate needs [samples, …, in]", x.shape())));
+        }
+        if !fits || modulation.dtype() != x.dtype() {
+            let (end, shape, dtype) = (column + n, modulation.shape(), modulation.dtype());
             return Err(Error::shape(
                 OP,
                 format!(
-                    "modulation {} {}, columns {column} to {}, for x {} {}",
-                    modulation.shape(),
-                    modulation.dtype(),
-                    column + n,
-                    x.shape(),
+                    "modulation {shape} {dtype} where [{samples}, {end} or more] {} is needed: the gate is its columns {column} to {end}",
                     x.dtype()
                 ),
             ));
